@@ -1,0 +1,55 @@
+"""A plain GEMM, D = A @ W^T, compared with float32.
+
+With no CUDA device, the Hopper kernel is cross-compiled instead.
+"""
+
+import torch
+
+import quack
+
+M, N, K = 2048, 4096, 1024
+TIMED_CALLS = 50
+
+
+def microseconds_per_call(call) -> float:
+    """Mean over back-to-back calls, by CUDA events. benchmarks/gemm.py is the careful way to measure."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(TIMED_CALLS):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3 / TIMED_CALLS
+
+
+def run_on_gpu() -> None:
+    A = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
+    W = torch.randn(N, K, device="cuda", dtype=torch.bfloat16)
+    D = quack.gemm(A, W.T)
+
+    reference = A.float() @ W.float().T
+    error = ((D.float() - reference).norm() / reference.norm()).item()
+    us = microseconds_per_call(lambda: quack.gemm(A, W.T, out=D))
+    print(f"ran on       {torch.cuda.get_device_name()}")
+    print(f"problem      {M}x{N}x{K} bf16")
+    print(f"rel. error   {error:.2e} against float32")
+    print(f"speed        {2e-6 * M * N * K / us:.0f} TFLOP/s ({us:.1f} us)")
+
+
+def compile_without_gpu() -> None:
+    from quack.runtime.compile import cross_compile_report
+
+    print("no CUDA device here: cross-compiling the Hopper kernel for sm_90a instead")
+    for name, value in cross_compile_report("sm_90a").items():
+        print(f"{name:<20} {value:.2f}" if isinstance(value, float) else f"{name:<20} {value}")
+
+
+def main() -> None:
+    if torch.cuda.is_available():
+        run_on_gpu()
+    else:
+        compile_without_gpu()
+
+
+if __name__ == "__main__":
+    main()

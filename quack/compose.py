@@ -1,0 +1,23 @@
+"""The one place where mixins become a kernel class."""
+
+import functools
+
+from .epilogue.protocol import EpilogueMixin
+from .gemm_base import GemmBase
+from .gemm_epilogue_plan import EpiloguePlan
+from .gemm_problem_adapter import ProblemAdapter
+
+
+@functools.cache
+def compose(
+    arch: type[GemmBase],
+    adapter: type[ProblemAdapter],
+    plan: type[EpiloguePlan],
+    *epilogue: type[EpilogueMixin],
+) -> type[GemmBase]:
+    """A kernel class: adapter and commit policy over the arch kernel, with the epilogue mixins in the given order."""
+    for mixin in epilogue:
+        if not issubclass(mixin, EpilogueMixin):
+            raise TypeError(f"{mixin.__name__} is not an EpilogueMixin")
+    name = "_".join(cls.__name__ for cls in (arch, adapter, plan, *epilogue))
+    return type(name, (adapter, plan, arch), {"epilogue": epilogue})

@@ -1,0 +1,13 @@
+"""The one map from `gemm_config.Dtype` to CuTe DSL element types."""
+
+import cutlass
+
+from .gemm_config import Dtype
+
+CUTE_DTYPE = {
+    Dtype.BF16: cutlass.BFloat16,
+    Dtype.FP16: cutlass.Float16,
+    Dtype.FP32: cutlass.Float32,
+    Dtype.E4M3: cutlass.Float8E4M3FN,
+    Dtype.E5M2: cutlass.Float8E5M2,
+}

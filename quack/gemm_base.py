@@ -1,0 +1,129 @@
+"""What all arch kernels share: the host entry, operand modes and the launch. Arch kernels are siblings under `GemmBase`."""
+
+from typing import Any, ClassVar, NamedTuple, Optional
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+
+from .cute_dtype import CUTE_DTYPE
+from .epilogue.protocol import EpilogueMixin
+from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
+from .gemm_port import EpilogueOpSpec
+from .tile_scheduler import DynamicPersistentScheduler, SingleTileScheduler, StaticPersistentScheduler
+
+
+class TmaOperand(NamedTuple):
+    """A global tensor as the device sees it. atom None: `tensor` is plain global memory, else TMA coordinates."""
+
+    atom: Optional[cute.CopyAtom]
+    tensor: cute.Tensor
+
+
+class Operands(NamedTuple):
+    """Kernel-side operands in kernel mode order: a (M, K, L), b (N, K, L), c and d (M, N, L)."""
+
+    a: TmaOperand
+    b: TmaOperand
+    c: Optional[TmaOperand]
+    d: TmaOperand
+
+
+class GemmBase:
+    """Host side of a GEMM kernel. `compose` mixes in an adapter and a commit policy and sets `epilogue`.
+
+    operands, config, fast_accum: everything static about the kernel; run-time shapes never enter.
+    """
+
+    epilogue: ClassVar[tuple[type[EpilogueMixin], ...]] = ()
+
+    def __init__(
+        self,
+        operands: OperandSpecs,
+        config: GemmConfig,
+        epilogue_specs: tuple[EpilogueOpSpec, ...] = (),
+        fast_accum: bool = True,
+    ):
+        self.specs = operands
+        self.config = config.with_tile_k(operands.a.dtype)
+        self.epilogue_specs = epilogue_specs
+        self.fast_accum = fast_accum
+        self.a_dtype, self.b_dtype, self.d_dtype = (CUTE_DTYPE[s.dtype] for s in (operands.a, operands.b, operands.d))
+        self.c_dtype = CUTE_DTYPE[operands.c.dtype] if operands.c is not None else None
+        self.scheduler = self.make_scheduler()
+
+    @property
+    def tile_mnk(self) -> tuple[int, int, int]:
+        """CTA tile in elements."""
+        return (self.config.tile_m, self.config.tile_n, self.config.tile_k)
+
+    @property
+    def cluster_mn(self) -> tuple[int, int]:
+        return (self.config.cluster_m, self.config.cluster_n)
+
+    def make_scheduler(self):
+        """The scheduler object that this configuration names."""
+        config = self.config
+        if config.is_dynamic_persistent:
+            kind = DynamicPersistentScheduler
+        elif config.is_persistent:
+            kind = StaticPersistentScheduler
+        else:
+            kind = SingleTileScheduler
+        return kind((config.cluster_m, config.cluster_n), config.max_swizzle_size, config.raster)
+
+    @cute.jit
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        c: Optional[cute.Tensor],
+        d: cute.Tensor,
+        epilogue_arguments: Optional[tuple],
+        counter: Optional[cute.Tensor],
+        max_active_clusters: Int32,
+        stream,
+    ):
+        """TVM-FFI entry. Tensors as torch holds them (see `OperandSpec`).
+
+        epilogue_arguments: the mixins' ports, flat, in order; None without any. counter: int32 (1,), zero, for the dynamic scheduler.
+        max_active_clusters: clusters the device can hold at once.
+        """
+        mA = kernel_modes(a, self.specs.a)
+        mB = kernel_modes(b, self.specs.b)
+        mC = kernel_modes(c, self.specs.c)
+        mD = kernel_modes(d, self.specs.d)
+        problem = self.make_params(mA, mB, mD)
+        grid_of_tiles = self.tile_grid(problem, self.config.tile_m, self.config.tile_n)
+        schedule = self.scheduler.make_params(*grid_of_tiles)
+        operands = self.make_operands(mA, mB, mC, mD)
+        self.kernel(operands, problem, schedule, epilogue_arguments, counter, self.make_tiled_mma()).launch(
+            grid=self.scheduler.grid(schedule, max_active_clusters),
+            block=[self.resources.threads, 1, 1],
+            cluster=[*self.cluster_mn, 1],
+            min_blocks_per_mp=1,
+            stream=stream,
+            use_pdl=True,
+        )
+
+
+@cute.jit
+def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) -> Optional[cute.Tensor]:
+    """Relabel a torch-ordered matrix or batch of matrices as (outer, inner, L); no data moves."""
+    if cutlass.const_expr(tensor is None):
+        return None
+    first = spec.ndim - 2
+    outer, inner = (first + 1, first) if spec.transposed else (first, first + 1)
+    batch, batch_stride = (tensor.shape[0], tensor.stride[0]) if spec.ndim == 3 else (1, 0)
+    return cute.make_tensor(
+        tensor.iterator,
+        cute.make_layout(
+            (tensor.shape[outer], tensor.shape[inner], batch),
+            stride=(tensor.stride[outer], tensor.stride[inner], batch_stride),
+        ),
+    )
+
+
+def is_inner_major(spec: OperandSpec) -> bool:
+    """Whether K (A, B) or N (C, D) is the contiguous mode."""
+    return spec.major is Major.INNER

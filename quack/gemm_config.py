@@ -1,0 +1,131 @@
+"""Host-side facts that decide what a GEMM kernel is: element types, operand layouts and the tile configuration.
+
+Nothing here imports torch or CuTe DSL, so legality and heuristics stay plain Python.
+"""
+
+import enum
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Optional
+
+
+class Dtype(enum.Enum):
+    """Element types. `value` is the short name used in messages and benchmark rows."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    E4M3 = "fp8_e4m3"
+    E5M2 = "fp8_e5m2"
+
+    @property
+    def bits(self) -> int:
+        return _DTYPE_BITS[self]
+
+    @property
+    def bytes(self) -> int:
+        return self.bits // 8
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.bits == 8
+
+
+_DTYPE_BITS = {Dtype.BF16: 16, Dtype.FP16: 16, Dtype.FP32: 32, Dtype.E4M3: 8, Dtype.E5M2: 8}
+
+
+class Major(enum.Enum):
+    """Which of an operand's two matrix modes is contiguous in memory.
+
+    Operand modes are written (outer, inner): A (M, K), B (N, K), C and D (M, N).
+    """
+
+    INNER = "inner"  # A, B: K-major; C, D: N-major
+    OUTER = "outer"  # A: M-major, B: N-major; C, D: M-major
+
+
+class RasterOrder(enum.Enum):
+    """The dimension along which the raster's swizzle groups run; see `tile_scheduler`."""
+
+    ALONG_M = "m"
+    ALONG_N = "n"
+
+
+TMA_ALIGN_BYTES = 16
+
+
+@dataclass(frozen=True)
+class OperandSpec:
+    """How the kernel finds (outer, inner, batch) in a tensor as torch holds it.
+
+    ndim:       2, or 3 with the batch first.
+    transposed: the torch order of the two matrix modes is (inner, outer), e.g. B given as (K, N).
+    major:      the contiguous mode, in kernel order.
+    align:      bytes by which the base address and all other strides are known to be divisible.
+    """
+
+    dtype: Dtype
+    ndim: int
+    transposed: bool
+    major: Major
+    align: int = TMA_ALIGN_BYTES
+
+    @property
+    def is_tma(self) -> bool:
+        """TMA needs the base address and every stride but the contiguous one to be multiples of 16 bytes."""
+        return self.align % TMA_ALIGN_BYTES == 0
+
+    @property
+    def unit_stride_dim(self) -> int:
+        """Index, in torch order, of the dimension whose stride is 1."""
+        inner_last = not self.transposed
+        return self.ndim - 1 if (self.major is Major.INNER) == inner_last else self.ndim - 2
+
+
+class OperandSpecs(NamedTuple):
+    """The four GEMM operands; `c` is None without a beta*C term."""
+
+    a: OperandSpec
+    b: OperandSpec
+    d: OperandSpec
+    c: Optional[OperandSpec] = None
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """One way to run a GEMM. Units: tile_* in elements, cluster_* in CTAs.
+
+    tile_m, tile_n:        CTA tile. `None` for tile_k means 128 bytes of K.
+    pingpong:              two MMA warpgroups work on different tiles; otherwise they share one ("cooperative").
+    is_dynamic_persistent: tiles are drawn from a global counter instead of a fixed stride.
+    is_persistent:         False launches one cluster per tile.
+    swap_ab:               compute D^T = B^T A^T (small M: the long side then fills the 64-row MMA).
+    max_swizzle_size:      width, in cluster tiles, of the strip that the raster walks for L2 reuse.
+    device_capacity:       major compute capability this configuration was made for.
+    """
+
+    tile_m: int = 128
+    tile_n: int = 256
+    tile_k: Optional[int] = None
+    pingpong: bool = False
+    is_dynamic_persistent: bool = False
+    cluster_m: int = 2
+    cluster_n: int = 1
+    swap_ab: bool = False
+    max_swizzle_size: int = 8
+    raster: RasterOrder = RasterOrder.ALONG_M
+    is_persistent: bool = True
+    use_tma_gather: bool = False
+    device_capacity: int = 9
+
+    def __str__(self) -> str:
+        schedule = "dyn" if self.is_dynamic_persistent else "static" if self.is_persistent else "single"
+        k = f"x{self.tile_k}" if self.tile_k else ""
+        return (
+            f"{self.tile_m}x{self.tile_n}{k} {'pp' if self.pingpong else 'coop'} "
+            f"cl{self.cluster_m}x{self.cluster_n} {schedule} sw{self.max_swizzle_size}{self.raster.value}"
+            + (" swap" if self.swap_ab else "")
+        )
+
+    def with_tile_k(self, a_dtype: Dtype) -> "GemmConfig":
+        """The same configuration with tile_k filled in: one 128-byte swizzle row of K unless given."""
+        return self if self.tile_k else replace(self, tile_k=128 // a_dtype.bytes)

@@ -1,0 +1,365 @@
+"""The functions users call: torch tensors in, torch tensors out.
+
+Shapes: A (M, K) or (L, M, K), B (K, N) or (L, K, N), C and out (M, N) or (L, M, N), bias (N,) or (L, N). Any operand may
+have either of its last two dimensions contiguous. alpha and beta are floats or one-element device tensors. Inputs are
+bf16, fp16 or fp8 (e4m3, e5m2, also mixed; K-major); accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C)
+fp8. Strides or addresses that are not multiples of 16 bytes work: such an A or B is copied once, out and C are accessed
+element by element. These functions are not differentiable by themselves.
+
+Errors: ValueError or TypeError naming the argument and both values, `UnsupportedGemm` for combinations without a kernel;
+all before anything is launched or written. M, N or L = 0 returns the empty output, K = 0 gives beta * C + bias.
+"""
+
+from dataclasses import replace
+from typing import Optional, Union
+
+import torch
+
+from .gemm_config import GemmConfig
+from .heuristics import sm90
+from .runtime.device import device_info
+from .runtime.operands import overlaps
+from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, describe_request, port_values, prepare
+from .runtime.spec import UnsupportedGemm
+
+Scalar = Union[float, torch.Tensor]
+MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
+
+_plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
+
+
+def _launch(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    C: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 1.0,
+    fast_accum: bool = False,
+    config: Optional[GemmConfig] = None,
+) -> None:
+    """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
+    try:
+        a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
+        key = (
+            A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
+            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config,
+        )  # fmt: skip
+    except (AttributeError, RuntimeError):
+        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config))  # says what is wrong
+        raise
+    plain = C is None and bias is None and type(alpha) is float and alpha == 1.0
+    if not plain:
+        key = (*key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config))
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    d_end = d_ptr + plan.d_bytes
+    if (d_ptr < a_ptr + plan.a_bytes and a_ptr < d_end) or (d_ptr < b_ptr + plan.b_bytes and b_ptr < d_end):
+        raise ValueError("out overlaps A or B in memory: pass an out of its own")
+    if plain:
+        plan.run(A, B, None, out, None)
+        return
+    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config)
+    if C is not None and overlaps(out, C) and (d_ptr, out.stride()) != (C.data_ptr(), C.stride()):
+        raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
+    plan.run(A, B, C, out, port_values(request))
+
+
+def _signature(tensor: object) -> object:
+    """Everything about an optional operand that a plan depends on."""
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 15)
+
+
+def _scalar_kind(value: object) -> object:
+    """1.0 compiles to nothing; other numbers share one kernel, tensors another per dtype."""
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.dtype, value.get_device())
+    return value == 1.0, type(value)
+
+
+def _output(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype]) -> torch.Tensor:
+    """A fresh output: dtype of A unless given, bf16 for fp8 inputs."""
+    for name, tensor in (("A", A), ("B", B)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dim() not in (2, 3):
+            raise ValueError(
+                f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected 2, or 3 with a batch"
+            )
+    if out_dtype is None:
+        out_dtype = torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype
+    return A.new_empty((*A.shape[:-1], B.shape[-1]), dtype=out_dtype)
+
+
+def _check_out_dtype(out: torch.Tensor, out_dtype: Optional[torch.dtype]) -> None:
+    if out_dtype is not None and out.dtype != out_dtype:
+        raise ValueError(f"out has dtype {out.dtype} and out_dtype is {out_dtype}: pass one of them")
+
+
+def _refuse_unbuilt(**arguments: object) -> None:
+    """Arguments of the public interface whose kernels do not exist yet: refuse, never ignore."""
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            raise UnsupportedGemm(f"{name} has no kernel in this version of quack", f"a call without {name}")
+
+
+# torch.compile sees one opaque op with a declared mutation; eager calls never pass through the dispatcher.
+@torch.library.custom_op("quack::gemm_out", mutates_args={"out"})
+def _gemm_op(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    C: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    alpha_tensor: Optional[torch.Tensor] = None,
+    beta_tensor: Optional[torch.Tensor] = None,
+    fast_accum: bool = False,
+) -> None:
+    _launch(
+        A,
+        B,
+        out,
+        C,
+        bias,
+        alpha if alpha_tensor is None else alpha_tensor,
+        beta if beta_tensor is None else beta_tensor,
+        fast_accum,
+    )
+
+
+@_gemm_op.register_fake
+def _(A, B, out, C=None, bias=None, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None, fast_accum=False) -> None:
+    return None
+
+
+# torch functionalises an op that mutates two arguments with one value badly, so in-place addition is an op of its own.
+@torch.library.custom_op("quack::gemm_add_inplace", mutates_args={"out"})
+def _gemm_add_inplace_op(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    alpha_tensor: Optional[torch.Tensor] = None,
+    beta_tensor: Optional[torch.Tensor] = None,
+) -> None:
+    alpha_value = alpha if alpha_tensor is None else alpha_tensor
+    _launch(A, B, out, out, None, alpha_value, beta if beta_tensor is None else beta_tensor)
+
+
+@_gemm_add_inplace_op.register_fake
+def _(A, B, out, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None) -> None:
+    return None
+
+
+def _split_scalar(value: Scalar) -> tuple[float, Optional[torch.Tensor]]:
+    return (1.0, value) if isinstance(value, torch.Tensor) else (float(value), None)
+
+
+def gemm(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    alpha: Scalar = 1.0,
+    out_dtype: Optional[torch.dtype] = None,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
+    batch_idx_permute: Optional[torch.Tensor] = None,
+    dynamic_scheduler: bool = False,
+    tuned: bool = True,
+    rounding_mode: Optional[int] = None,
+    sr_seed: int = 0,
+    concat_layout: Optional[tuple[str, ...]] = None,
+    split_k: int = 1,
+    split_k_mode: Optional[object] = None,
+    *,
+    fast_accum: bool = False,
+) -> torch.Tensor:
+    """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
+
+    fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
+    `torch._scaled_mm`, adds partial sums of 128 products in fp32.
+    dynamic_scheduler: draw tiles from an atomic counter (uneven clocks or a shared GPU).
+    Not built yet and refused: varlen, gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
+    """
+    if (
+        cu_seqlens_m is not None or cu_seqlens_k is not None or A_idx is not None or batch_idx_permute is not None
+        or concat_layout is not None or split_k != 1 or rounding_mode
+    ):  # fmt: skip
+        _refuse_unbuilt(
+            cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, batch_idx_permute=batch_idx_permute,
+            concat_layout=concat_layout, split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
+        )  # fmt: skip
+    if out is None:
+        out = _output(A, B, out_dtype)
+    elif out_dtype is not None:
+        _check_out_dtype(out, out_dtype)
+    if torch.compiler.is_compiling():
+        value, tensor = _split_scalar(alpha)
+        _gemm_op(A, B, out, None, bias, value, 1.0, tensor, None, fast_accum)
+        return out
+    config = _dynamic_config(A, B, out, bias=bias, alpha=alpha, fast_accum=fast_accum) if dynamic_scheduler else None
+    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, config)
+    return out
+
+
+def gemm_add(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 1.0,
+    out_dtype: Optional[torch.dtype] = None,
+    dynamic_scheduler: bool = False,
+    tuned: bool = True,
+) -> torch.Tensor:
+    """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place."""
+    if out is None:
+        out = _output(A, B, out_dtype)
+    else:
+        _check_out_dtype(out, out_dtype)
+    if torch.compiler.is_compiling():
+        alpha_value, alpha_tensor = _split_scalar(alpha)
+        beta_value, beta_tensor = _split_scalar(beta)
+        if out is C:
+            _gemm_add_inplace_op(A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor)
+        else:
+            _gemm_op(A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor)
+        return out
+    config = _dynamic_config(A, B, out, C=C, alpha=alpha, beta=beta) if dynamic_scheduler else None
+    _launch(A, B, out, C, None, alpha, beta, False, config)
+    return out
+
+
+def gemm_add_inplace(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 1.0,
+    dynamic_scheduler: bool = False,
+    tuned: bool = True,
+) -> None:
+    """out = alpha * A @ B + beta * out."""
+    gemm_add(A, B, out, out, alpha, beta, dynamic_scheduler=dynamic_scheduler)
+
+
+def gemm_out(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, **options) -> None:
+    """`gemm` into a given output."""
+    gemm(A, B, out, **options)
+
+
+def gemm_add_out(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, out: torch.Tensor, **options) -> None:
+    """`gemm_add` into a given output."""
+    gemm_add(A, B, C, out, **options)
+
+
+def gemm_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    alpha: Scalar = 1.0,
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """`gemm` in plain torch, computed in fp32: the oracle."""
+    dtype = out.dtype if out is not None else out_dtype or (torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype)
+    result = alpha * (A.float() @ B.float())
+    if bias is not None:
+        result = result + bias.float().unsqueeze(-2)
+    return result.to(dtype) if out is None else out.copy_(result)
+
+
+def gemm_add_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 1.0,
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """`gemm_add` in plain torch, computed in fp32: the oracle."""
+    result = alpha * (A.float() @ B.float()) + beta * C.float()
+    return result.to(out_dtype or A.dtype) if out is None else out.copy_(result)
+
+
+class _Tuned:
+    """`gemm_tuned(...)` picks a configuration; `gemm_tuned.fn(..., config=...)` runs exactly that one."""
+
+    def fn(
+        self,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        out: torch.Tensor,
+        C: Optional[torch.Tensor] = None,
+        bias: Optional[torch.Tensor] = None,
+        alpha: Scalar = 1.0,
+        beta: Scalar = 1.0,
+        cu_seqlens_m: Optional[torch.Tensor] = None,
+        cu_seqlens_k: Optional[torch.Tensor] = None,
+        A_idx: Optional[torch.Tensor] = None,
+        batch_idx_permute: Optional[torch.Tensor] = None,
+        add_to_output: bool = False,
+        dynamic_scheduler: bool = False,
+        config: Optional[GemmConfig] = None,
+        rounding_mode: Optional[int] = None,
+        sr_seed: int = 0,
+        concat_layout: Optional[tuple[str, ...]] = None,
+        fast_accum: bool = False,
+    ) -> None:
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out."""
+        _refuse_unbuilt(
+            cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, batch_idx_permute=batch_idx_permute,
+            concat_layout=concat_layout, rounding_mode=rounding_mode or None,
+        )  # fmt: skip
+        if add_to_output:
+            if C is not None:
+                raise ValueError("add_to_output and C exclude each other: C is out then")
+            C = out
+        if dynamic_scheduler and config is None:
+            config = _dynamic_config(A, B, out, C=C, bias=bias, alpha=alpha, beta=beta, fast_accum=fast_accum)
+        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config)
+
+    __call__ = fn
+
+
+gemm_tuned = _Tuned()
+
+
+def default_config(device: torch.device) -> GemmConfig:
+    """A configuration that is legal for plain 16-bit GEMMs on `device`."""
+    return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
+
+
+def _dynamic_config(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, **options) -> GemmConfig:
+    """The configuration that would be chosen, with the dynamic scheduler."""
+    plan = prepare(GemmRequest(A, B, out, **options))
+    return GemmConfig() if isinstance(plan, EmptyPlan) else replace(plan.spec.config, is_dynamic_persistent=True)
+
+
+def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:
+    """Which configuration `gemm(A, B)` uses, its predicted time and resources, and the runners-up."""
+    request = GemmRequest(A, B, _output(A, B, out_dtype), fast_accum=fast_accum)
+    shape, base, swapped, _ = describe_request(request)
+    device = device_info(A.device.index)
+    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
+    return sm90.explain(base, shape, device.sms, swapped)
+
+
+def explain_config(A: torch.Tensor, B: torch.Tensor, fast_accum: bool = False) -> str:
+    """The configuration that `gemm(A, B)` uses, as one short string."""
+    plan = prepare(GemmRequest(A, B, _output(A, B, None), fast_accum=fast_accum))
+    return "empty" if isinstance(plan, EmptyPlan) else str(plan.spec.config)

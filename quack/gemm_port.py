@@ -1,0 +1,40 @@
+"""Host-side description of epilogue mixins and their ports: the part of a kernel's identity that epilogues contribute."""
+
+import enum
+from dataclasses import dataclass
+from typing import Optional
+
+from .gemm_config import Dtype
+
+
+class PortKind(enum.Enum):
+    """What a port means; see `epilogue.protocol`."""
+
+    SCALAR = "scalar"
+    ROW_VECTOR = "row_vector"
+    COL_VECTOR = "col_vector"
+
+
+class PortSource(enum.Enum):
+    """Where a port's value lives at run time."""
+
+    HOST = "host"  # a float passed by value
+    DEVICE = "device"  # a tensor
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """What the compiled code knows about one port. dtype and ndim describe tensors only."""
+
+    kind: PortKind
+    source: PortSource
+    dtype: Optional[Dtype] = None
+    ndim: int = 0
+
+
+@dataclass(frozen=True)
+class EpilogueOpSpec:
+    """One mixin in a composition. `mixin` is "module:qualname", so that a compile worker can import it."""
+
+    mixin: str
+    ports: tuple[PortSpec, ...]

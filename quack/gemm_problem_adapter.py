@@ -1,0 +1,105 @@
+"""Where operands come from: a `ProblemAdapter` gives each `WorkDesc` its problem shape, its K extent and its operands.
+
+Arch kernels ask the adapter and never look at batches, sequence offsets or pointer tables themselves.
+
+| hook | called by | gives |
+|---|---|---|
+| `make_params` | host `__call__`, once | the numbers the other hooks need |
+| `tile_grid` | host `__call__`, once | tiles in M and N and the number of problems, for the scheduler |
+| `problem_shape` | every role, per work | M, N, K of the work's problem |
+| `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
+| `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
+"""
+
+import enum
+from typing import NamedTuple
+
+import cutlass.cute as cute
+from cutlass import Int32
+
+from .gemm_work import WorkDesc
+
+
+class Operand(enum.Enum):
+    """The GEMM operands an adapter can be asked for."""
+
+    A = "a"
+    B = "b"
+    C = "c"
+    D = "d"
+
+
+class ProblemShape(NamedTuple):
+    """Extents in elements."""
+
+    m: Int32
+    n: Int32
+    k: Int32
+
+
+class TileGrid(NamedTuple):
+    """What the scheduler enumerates: CTA tiles per problem and problems."""
+
+    tiles_m: Int32
+    tiles_n: Int32
+    problems: Int32
+
+
+class ProblemAdapter:
+    """Mixin for arch kernels. All hooks are stateless; `params` is what `make_params` returned."""
+
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor):
+        """Host. a (M, K, L), b (N, K, L), d (M, N, L) in kernel mode order."""
+        raise NotImplementedError
+
+    def tile_grid(self, params, tile_m: int, tile_n: int) -> TileGrid:
+        """Host. Tiles that cover the problems, rounded up."""
+        raise NotImplementedError
+
+    def problem_shape(self, params, work: WorkDesc) -> ProblemShape:
+        """Device. Extents of the problem that `work` belongs to."""
+        raise NotImplementedError
+
+    def k_tiles(self, params, work: WorkDesc, tile_k: int) -> Int32:
+        """Device. k tiles to accumulate for `work`."""
+        raise NotImplementedError
+
+    def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
+        """Device. `tensor` is the global (or TMA coordinate) tensor in kernel mode order."""
+        raise NotImplementedError
+
+
+class DenseParams(NamedTuple):
+    """M, N, K are shared by all problems; `problems` is the batch size L."""
+
+    m: Int32
+    n: Int32
+    k: Int32
+    problems: Int32
+
+
+class DenseAdapter(ProblemAdapter):
+    """One GEMM, or a batch of equally shaped ones: problem = batch index."""
+
+    @cute.jit
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor) -> DenseParams:
+        return DenseParams(
+            Int32(cute.size(d, mode=[0])),
+            Int32(cute.size(d, mode=[1])),
+            Int32(cute.size(a, mode=[1])),
+            Int32(cute.size(d, mode=[2])),
+        )
+
+    @cute.jit
+    def tile_grid(self, params: DenseParams, tile_m: int, tile_n: int) -> TileGrid:
+        return TileGrid(cute.ceil_div(params.m, tile_m), cute.ceil_div(params.n, tile_n), params.problems)
+
+    def problem_shape(self, params: DenseParams, work: WorkDesc) -> ProblemShape:
+        return ProblemShape(params.m, params.n, params.k)
+
+    @cute.jit
+    def k_tiles(self, params: DenseParams, work: WorkDesc, tile_k: int) -> Int32:
+        return cute.ceil_div(params.k, tile_k)
+
+    def operand(self, params: DenseParams, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
+        return tensor[None, None, work.problem]

@@ -1,0 +1,28 @@
+"""The unit of work that one CTA computes, as every role of a kernel sees it."""
+
+from dataclasses import dataclass
+
+from cutlass import Boolean, Int32
+
+
+@dataclass(frozen=True)
+class WorkDesc:
+    """One output tile of one problem, for this CTA. Written by a tile scheduler, read by every role.
+
+    A frozen dataclass of numbers is a legal loop-carried value of a dynamic `while work.is_valid`: rebind it,
+    never change it.
+
+    tile_m, tile_n: coordinates of the tile in units of CTA tiles (first row = tile_m * cta_tile_m). They
+        differ between the CTAs of a cluster, and may lie beyond the edge of the tile grid when the cluster
+        shape does not divide it: such a CTA still takes part in multicast and in every barrier, and TMA clips
+        its loads and stores.
+    problem: batch or group index, the same in all CTAs of a cluster. The problem adapter turns it into
+        pointers and extents.
+    is_valid: False once the cluster is out of work; the same in all its CTAs. The other fields then mean
+        nothing.
+    """
+
+    tile_m: Int32
+    tile_n: Int32
+    problem: Int32
+    is_valid: Boolean

@@ -1,0 +1,133 @@
+"""Which configuration for which shape on Hopper: a small roofline model, pure Python.
+
+    time = waves * max(MMA, L2 traffic) per tile + what the epilogue does not hide, at least the HBM time
+
+Rates are those measured on an H200 (`benchmarks/gemm.py --tune`); they only need to rank configurations.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from ..gemm_config import GemmConfig
+from ..runtime.legality import legality
+from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
+from ..sm90.resources import resources
+
+MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
+L2_BYTES_PER_NS = 44.0  # one SM, sustained, after multicast
+HBM_BYTES_PER_NS = 4100.0  # whole device
+STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
+TILE_START_NS = 700.0  # pipeline fill of a tile
+LAUNCH_NS = 2500.0
+
+# (tile_m, tile_n, pingpong) and the share of the MMA rate its mainloop reaches.
+TILES = {
+    (128, 256, False): 1.00,
+    (256, 128, False): 0.99,
+    (128, 192, True): 0.97,
+    (128, 192, False): 0.94,
+    (64, 256, True): 0.92,
+    (128, 128, True): 0.92,
+    (128, 128, False): 0.90,
+    (64, 192, True): 0.88,
+    (128, 96, True): 0.80,
+    (64, 128, True): 0.78,
+    (128, 64, True): 0.70,
+    (64, 64, True): 0.50,
+    (64, 32, True): 0.30,
+    (64, 16, True): 0.16,
+}
+CLUSTERS = ((2, 1), (1, 2), (1, 1))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A legal configuration and the model's time for it."""
+
+    spec: GemmSpec
+    shape: GemmShape  # in kernel terms
+    predicted_ns: float
+
+
+def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
+    """Modelled run time of one launch."""
+    config, operands = spec.config, spec.operands
+    assert config.tile_k is not None
+    size = operands.a.dtype.bytes
+    tiles_m = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
+    tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
+    tiles = tiles_m * tiles_n * shape.batch
+    waves = math.ceil(tiles / sms)
+    k = math.ceil(shape.k / config.tile_k) * config.tile_k
+    efficiency = TILES.get((config.tile_m, config.tile_n, config.pingpong), 0.5)
+    if not spec.fast_accum:
+        efficiency *= 0.9
+    mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[operands.a.dtype.bits] * efficiency)
+    traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / L2_BYTES_PER_NS
+    outputs = operands.d.dtype.bytes + (operands.c.dtype.bytes if operands.c is not None else 0)
+    drain = config.tile_m * config.tile_n * outputs / STORE_BYTES_PER_NS
+    exposed = drain * (1 if config.pingpong else waves)
+    moved = shape.batch * ((shape.m + shape.n) * shape.k * size + shape.m * shape.n * outputs)
+    compute = waves * (max(mma, traffic) + (0 if config.pingpong else TILE_START_NS)) + exposed
+    return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS)
+
+
+def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> list[Candidate]:
+    """Every legal configuration, best predicted first. `swapped` is `base` computing D^T = B^T A^T."""
+    found = []
+    for spec, extents in ((base, shape), (swapped, shape.swapped())):
+        if spec is None:
+            continue
+        for tile_m, tile_n, pingpong in TILES:
+            for cluster_m, cluster_n in CLUSTERS:
+                config = GemmConfig(
+                    tile_m,
+                    tile_n,
+                    pingpong=pingpong,
+                    cluster_m=cluster_m,
+                    cluster_n=cluster_n,
+                    swap_ab=spec is swapped,
+                    max_swizzle_size=swizzle_size(extents, tile_m * cluster_m, tile_n * cluster_n),
+                ).with_tile_k(spec.operands.a.dtype)
+                candidate = replace(spec, config=config)
+                if legality(candidate).ok and _pays_off(config, extents):
+                    found.append(Candidate(candidate, extents, predict_ns(candidate, extents, sms)))
+    return sorted(found, key=lambda c: c.predicted_ns)
+
+
+def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> GemmSpec:
+    """The best predicted legal configuration; raises with the reason if none is legal."""
+    ranked = candidates(base, shape, sms, swapped)
+    if ranked:
+        return ranked[0].spec
+    smallest = GemmConfig(64, 64, pingpong=True, cluster_m=1).with_tile_k(base.operands.a.dtype)
+    legality(replace(base, config=smallest)).require()
+    raise UnsupportedGemm("no tile configuration fits this combination of operands and epilogue")
+
+
+def swizzle_size(shape: GemmShape, cluster_tile_m: int, cluster_tile_n: int) -> int:
+    """Cluster tiles across one L2 strip; strips run along M, so they are cut along N."""
+    return max(1, min(8, math.ceil(shape.n / cluster_tile_n)))
+
+
+def explain(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> str:
+    """The choice and its runners-up with predicted times."""
+    lines = []
+    for candidate in candidates(base, shape, sms, swapped)[:4]:
+        spec = candidate.spec
+        budget = resources(spec.operands, spec.config, spec.fast_accum)
+        lines.append(
+            f"{candidate.predicted_ns / 1e3:9.1f} us  {spec.config}  "
+            f"{budget.ab_stages} stages, {budget.smem_bytes} B smem, {budget.threads} threads"
+        )
+    return "\n".join(lines)
+
+
+def _pays_off(config: GemmConfig, shape: GemmShape) -> bool:
+    """A cluster wider than the problem would only load tiles that nobody needs."""
+    return (config.cluster_m == 1 or shape.m > config.tile_m) and (config.cluster_n == 1 or shape.n > config.tile_n)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,286 @@
+"""From `GemmSpec` to a callable: compile in a worker process, keep the object file, load it.
+
+The only module above the kernels that touches CuTe DSL, and only inside functions, so importing it costs nothing.
+Compilation runs in one long-lived worker process: two compiles in threads of one process abort it (CuTe DSL 4.8.1), and
+the worker needs no GPU. Mixins that live in `__main__` cannot be imported there and are compiled in this process.
+"""
+
+import atexit
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from ..gemm_config import Dtype, OperandSpec, OperandSpecs
+from ..gemm_port import EpilogueOpSpec, PortSource, PortSpec
+from .cache import get_or_build
+from .spec import GemmSpec
+
+FUNCTION_NAME = "quack_gemm"
+KERNELS = {"sm_90a": "quack.sm90.gemm:GemmSm90"}
+DSL_PACKAGES = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu12", "nvidia-cutlass-dsl-libs-cu13", "apache-tvm-ffi")
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+def resolve(name: str) -> Any:
+    """The object that "module:qualname" names."""
+    module, _, qualname = name.partition(":")
+    return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+
+
+# ---- tracing (worker process, or this one) ----------------------------------------------------------------------------
+
+
+def trace(spec: GemmSpec, extra_options: str = "") -> Any:
+    """Compile `spec` with CuTe DSL in this process; not thread-safe."""
+    import cutlass
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    from ..compose import compose
+
+    mixins = [resolve(op.mixin) for op in spec.epilogue]
+    kernel_class = compose(resolve(KERNELS[spec.arch]), resolve(spec.adapter), resolve(spec.plan), *mixins)
+    kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
+    counter = None
+    if spec.config.is_dynamic_persistent:
+        counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
+    ports = tuple(_fake_port(port) for op in spec.epilogue for port in op.ports)
+    operands = spec.operands
+    return cute.compile(
+        kernel,
+        _fake_operand(operands.a),
+        _fake_operand(operands.b),
+        _fake_operand(operands.c) if operands.c is not None else None,
+        _fake_operand(operands.d),
+        ports or None,
+        counter,
+        cutlass.Int32(1),
+        cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
+        options=f"--enable-tvm-ffi --gpu-arch {spec.arch} {extra_options}",
+    )
+
+
+def _fake_operand(operand: OperandSpec) -> Any:
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    from ..cute_dtype import CUTE_DTYPE
+
+    divisibility = max(1, operand.align // operand.dtype.bytes)
+    strides: list[Any] = [cute.sym_int64(divisibility=divisibility) for _ in range(operand.ndim)]
+    strides[operand.unit_stride_dim] = 1
+    shape = tuple(cute.sym_int() for _ in range(operand.ndim))
+    return cute_runtime.make_fake_tensor(
+        CUTE_DTYPE[operand.dtype], shape, tuple(strides), assumed_align=max(operand.align, operand.dtype.bytes)
+    )
+
+
+def _fake_port(port: PortSpec) -> Any:
+    import cutlass
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    from ..cute_dtype import CUTE_DTYPE
+
+    if port.source is PortSource.HOST:
+        return cutlass.Float32(1.0)
+    assert port.dtype is not None
+    shape = tuple(cute.sym_int() for _ in range(port.ndim))
+    strides = (*(cute.sym_int64() for _ in range(port.ndim - 1)), 1)
+    return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)
+
+
+def write_object(spec: GemmSpec, path: str) -> None:
+    """Compile `spec` and write its relocatable object (host stub with the cubin inside)."""
+    trace(spec).export_to_c(path, function_name=FUNCTION_NAME, export_only_tvm_ffi_symbols=True)
+
+
+def load_object(path: Path) -> Callable[..., None]:
+    """The TVM-FFI function in an object file."""
+    from cutlass import cute
+
+    return getattr(cute.runtime.load_module(str(path), enable_tvm_ffi=True), FUNCTION_NAME)
+
+
+# ---- cache key --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def toolchain() -> str:
+    """Versions of everything that turns a spec into an object."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "-"
+
+    return " ".join(f"{p}={version(p)}" for p in DSL_PACKAGES)
+
+
+@functools.cache
+def source_hash(roots: tuple[str, ...]) -> str:
+    """Hash of the files of these modules and of all quack modules they import, directly or not."""
+    hashes, pending, seen = hashlib.sha256(), list(roots), set()
+    while pending:
+        module = pending.pop()
+        path = _module_file(module)
+        if module in seen or path is None:
+            continue
+        seen.add(module)
+        text = path.read_text()
+        pending += _quack_imports(module, path, text)
+    for module in sorted(seen):
+        path = _module_file(module)
+        assert path is not None
+        hashes.update(module.encode() + path.read_bytes())
+    return hashes.hexdigest()
+
+
+def _module_file(module: str) -> Optional[Path]:
+    if module.partition(".")[0] != "quack":
+        loaded = sys.modules.get(module) or importlib.import_module(module)
+        return Path(loaded.__file__) if loaded.__file__ else None
+    base = PACKAGE_ROOT.joinpath(*module.split(".")[1:])
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+def _quack_imports(module: str, path: Path, text: str) -> list[str]:
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = re.findall(r"^from quack\.([\w.]+) import", text, re.M)
+    absolute = [f"quack.{name}" for name in found]
+    for dots, name in re.findall(r"^from (\.+)([\w.]*) import", text, re.M):
+        base = package[: len(package) - (len(dots) - 1)]
+        absolute.append(".".join([*base, name] if name else base))
+    return absolute if module.partition(".")[0] == "quack" or found else []
+
+
+def cache_key(spec: GemmSpec) -> str:
+    """Identity of the object: spec, toolchain, and the sources that this kernel imports."""
+    names = (KERNELS[spec.arch], spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
+    roots = ("quack.compose", *sorted({name.partition(":")[0] for name in names}))
+    text = f"{spec!r} {toolchain()} {source_hash(roots)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+# ---- worker -----------------------------------------------------------------------------------------------------------
+
+
+class CompileError(RuntimeError):
+    """CuTe DSL or ptxas failed on a spec that `legality` admits: a bug in quack."""
+
+
+class _Worker:
+    """A process that compiles one spec at a time. Frames are length-prefixed pickles: (spec, path) -> error or None."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        if self.process is None or self.process.poll() is not None:
+            env = dict(os.environ, CUDA_VISIBLE_DEVICES="")
+            env["PYTHONPATH"] = os.pathsep.join([str(PACKAGE_ROOT.parent), *sys.path])
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "quack.runtime.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            )
+        return self.process
+
+    def compile(self, spec: GemmSpec, path: Path) -> None:
+        with self.lock:
+            process = self.start()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                pickle.dump((spec, str(path)), process.stdin)
+                process.stdin.flush()
+                error = pickle.load(process.stdout)
+            except (EOFError, BrokenPipeError) as exc:
+                raise CompileError(f"the compile worker died on {spec}") from exc
+        if error is not None:
+            raise CompileError(f"could not compile {spec}:\n{error}")
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+_worker = _Worker()
+_in_process = threading.Lock()
+atexit.register(_worker.stop)
+
+
+def warm_up() -> None:
+    """Start the worker, so that its imports overlap with whatever the caller does next."""
+    with _worker.lock:
+        _worker.start()
+
+
+def _needs_this_process(epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
+    return any(op.mixin.startswith("__main__:") for op in epilogue)
+
+
+def compiled_function(spec: GemmSpec) -> Callable[..., None]:
+    """Load `spec` from the disk cache, compiling it first if no process has done so."""
+
+    def build(path: Path) -> None:
+        if _needs_this_process(spec.epilogue):
+            with _in_process:
+                write_object(spec, str(path))
+        else:
+            _worker.compile(spec, path)
+
+    return load_object(get_or_build(cache_key(spec), ".o", build))
+
+
+# ---- cross-compilation facts ------------------------------------------------------------------------------------------
+
+
+def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
+    """Compile for `spec.arch` without a GPU and report what the ledger keeps; in this process."""
+    with tempfile.TemporaryDirectory() as scratch, _in_process:
+        remarks = Path(scratch) / "remarks.yaml"
+        start = time.perf_counter()
+        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch} --remark-filter .* --remark-output {remarks}")
+        seconds = time.perf_counter() - start
+        ptx = compiled.__ptx__
+        report = remarks.read_text()
+    used = re.search(r"Used (\d+) registers", report)
+    allocated = re.search(r"Shared memory allocated: (\d+) bytes", report)
+    assert used and allocated, report
+    return {
+        "registers": int(used[1]),
+        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
+        "smem_bytes": int(allocated[1]),
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        "tma_store": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
+        "compile_s": round(seconds, 2),
+    }
+
+
+def example_spec(arch: str = "sm_90a") -> GemmSpec:
+    """bf16 A (M, K) x W.T with W (N, K): the commonest call."""
+    from ..gemm_config import GemmConfig, Major
+
+    def operand(transposed: bool) -> OperandSpec:
+        return OperandSpec(Dtype.BF16, 2, transposed, Major.INNER)
+
+    operands = OperandSpecs(operand(False), operand(True), operand(False))
+    return GemmSpec(arch, operands, GemmConfig().with_tile_k(Dtype.BF16))
+
+
+def cross_compile_report(arch: str = "sm_90a") -> dict[str, Any]:
+    """`kernel_facts` of `example_spec`; works on a machine with no GPU."""
+    return kernel_facts(example_spec(arch))

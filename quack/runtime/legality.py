@@ -1,0 +1,132 @@
+"""`legality(spec)`: can this GEMM be compiled? Pure Python; no torch, no CuTe DSL, no GPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional
+
+from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
+from ..gemm_port import EpilogueOpSpec, PortKind
+from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, resources
+from .spec import GemmSpec, UnsupportedGemm
+
+TILE_M = (64, 128, 192, 256)
+TILE_K_BYTES = (128, 256)
+CLUSTER_SIZES = (1, 2, 4)
+MAX_CLUSTER = 4
+INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
+# Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
+MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
+
+
+@dataclass(frozen=True)
+class Legality:
+    """reason is None when legal; alternative names the nearest legal choice where one exists."""
+
+    reason: Optional[str] = None
+    alternative: Optional[str] = None
+
+    @property
+    def ok(self) -> bool:
+        return self.reason is None
+
+    def require(self) -> None:
+        if self.reason is not None:
+            raise UnsupportedGemm(self.reason, self.alternative)
+
+
+def legality(spec: GemmSpec) -> Legality:
+    """The first rule that refuses, or Ok."""
+    if spec.arch != "sm_90a":
+        return Legality(f"no kernel for {spec.arch} yet", "a Hopper GPU (sm_90a)")
+    for refusal in _refusals(spec):
+        return refusal
+    return Legality()
+
+
+def _refusals(spec: GemmSpec) -> Iterator[Legality]:
+    yield from _operand_refusals(spec.operands)
+    yield from _config_refusals(spec.config, spec.operands)
+    yield from _budget_refusals(spec)
+
+
+def _operand_refusals(operands: OperandSpecs) -> Iterator[Legality]:
+    a, b = operands.a, operands.b
+    if a.dtype is Dtype.FP32 or b.dtype is Dtype.FP32:
+        yield Legality("fp32 inputs (tf32) have no kernel on sm_90a yet", "A.bfloat16(), B.bfloat16()")
+    elif a.dtype.is_fp8 != b.dtype.is_fp8 or (a.dtype in INPUT_16BIT and a.dtype is not b.dtype):
+        yield Legality(
+            f"A is {a.dtype.value} and B is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16 or fp8 x fp8",
+            "convert one operand to the dtype of the other",
+        )
+    for name, operand in (("A", a), ("B", b)):
+        if operand.dtype.is_fp8 and operand.major is not Major.INNER:
+            yield Legality(
+                f"fp8 {name} is not K-major: wgmma reads 8-bit operands K-major only",
+                f"{name} with K contiguous, e.g. {name}.mT.contiguous().mT",
+            )
+        if not operand.is_tma:
+            yield Legality(f"{name} is not 16-byte aligned", f"an aligned copy of {name}")
+
+
+def _config_refusals(config: GemmConfig, operands: OperandSpecs) -> Iterator[Legality]:
+    tile_k = config.with_tile_k(operands.a.dtype).tile_k
+    assert tile_k is not None
+    if config.tile_m not in TILE_M:
+        yield Legality(f"tile_m={config.tile_m} is not one of {TILE_M}", f"tile_m={_nearest(config.tile_m, TILE_M)}")
+    if config.tile_n % 16 or not 16 <= config.tile_n <= 256:
+        yield Legality(f"tile_n={config.tile_n} is not a multiple of 16 in 16..256", "tile_n=128")
+    if tile_k * operands.a.dtype.bytes not in TILE_K_BYTES:
+        yield Legality(
+            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {TILE_K_BYTES}",
+            f"tile_k={128 // operands.a.dtype.bytes}",
+        )
+    if config.pingpong and config.tile_m > 128:
+        yield Legality(f"ping-pong with tile_m={config.tile_m}: one warpgroup holds at most 128 rows", "tile_m=128")
+    if config.is_dynamic_persistent and not config.is_persistent:
+        yield Legality("is_dynamic_persistent needs is_persistent=True", "is_persistent=True")
+    clusters = (config.cluster_m, config.cluster_n)
+    if any(c not in CLUSTER_SIZES for c in clusters) or config.cluster_m * config.cluster_n > MAX_CLUSTER:
+        yield Legality(f"cluster {clusters} is not made of {CLUSTER_SIZES} with at most {MAX_CLUSTER} CTAs", "(2, 1)")
+    if config.max_swizzle_size < 1:
+        yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
+    yield from _multicast_refusals("A", operands.a, config.tile_m, config.cluster_n)
+    yield from _multicast_refusals("B", operands.b, config.tile_n, config.cluster_m)
+
+
+def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -> Iterator[Legality]:
+    """Each CTA of a multicast fetches 1/ctas of the tile, which must be whole swizzle atoms."""
+    atom = 8
+    if operand.major is Major.OUTER:
+        atom = next(s for s in (64, 32, 16) if tile % s == 0)
+    if tile % (atom * ctas):
+        yield Legality(
+            f"a {tile}-wide tile of {name} does not split into {ctas} multicast slices of whole {atom}-element atoms",
+            "a smaller cluster",
+        )
+
+
+def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    budget = resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
+    limit = MMA_REGISTERS[budget.mma_warpgroups] - EPILOGUE_REGISTERS
+    if budget.mma_warpgroups == 3:
+        limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
+    if budget.accumulator_registers > limit:
+        yield Legality(
+            f"{spec.config} needs {budget.accumulator_registers} accumulator registers a thread, limit {limit}",
+            "a smaller tile_n",
+        )
+    if budget.ab_stages < 2:
+        yield Legality(
+            f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
+            "a smaller tile or tile_k",
+        )
+
+
+def epilogue_scratch_bytes(epilogue: tuple[EpilogueOpSpec, ...], config: GemmConfig) -> int:
+    """fp32 shared memory that vector ports cache, per MMA warpgroup (mirrors `EpilogueMixin.scratch_elements`)."""
+    extent = {PortKind.ROW_VECTOR: config.tile_n, PortKind.COL_VECTOR: config.tile_m}
+    return 4 * sum(extent.get(port.kind, 0) for op in epilogue for port in op.ports)
+
+
+def _nearest(value: int, choices: tuple[int, ...]) -> int:
+    return min(choices, key=lambda c: abs(c - value))

@@ -1,0 +1,155 @@
+"""From torch tensors to `OperandSpec`: which mode is contiguous, what alignment holds, and every complaint about inputs."""
+
+from typing import Optional
+
+import torch
+
+from ..gemm_config import TMA_ALIGN_BYTES, Dtype, Major, OperandSpec
+from .spec import GemmShape, UnsupportedGemm
+
+DEVICE_TYPE = "cuda"  # unit tests set "cpu" to check every rule that needs no GPU
+
+DTYPE_OF_TORCH = {
+    torch.bfloat16: Dtype.BF16,
+    torch.float16: Dtype.FP16,
+    torch.float32: Dtype.FP32,
+    torch.float8_e4m3fn: Dtype.E4M3,
+    torch.float8_e5m2: Dtype.E5M2,
+}
+
+
+def dtype_of(name: str, tensor: torch.Tensor) -> Dtype:
+    """The kernel dtype, or `UnsupportedGemm`."""
+    try:
+        return DTYPE_OF_TORCH[tensor.dtype]
+    except KeyError:
+        raise UnsupportedGemm(
+            f"{name} has dtype {tensor.dtype}", "one of " + ", ".join(str(t) for t in DTYPE_OF_TORCH)
+        ) from None
+
+
+def byte_span(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last; 0 if it is empty."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size()
+
+
+def describe(
+    name: str, tensor: torch.Tensor, *, transposed: bool, prefer: Optional[Major] = None
+) -> tuple[OperandSpec, bool]:
+    """(spec, needs_copy) of a matrix or batch of matrices.
+
+    transposed: torch holds (inner, outer). prefer: the major to choose when extents of 1 leave a choice.
+    needs_copy: strides or base address are not multiples of 16 bytes, which TMA loads need; the spec then describes the
+    tensor as it is, with the alignment that it has.
+    """
+    size = tensor.element_size()
+    last, other = tensor.dim() - 1, tensor.dim() - 2
+    choices = []
+    for unit, strided in ((last, other), (other, last)):
+        if tensor.stride(unit) == 1 or tensor.shape[unit] <= 1:
+            inner_dim = other if transposed else last
+            major = Major.INNER if unit == inner_dim else Major.OUTER
+            steps = [strided] + ([0] if tensor.dim() == 3 else [])
+            aligned = tensor.data_ptr() % TMA_ALIGN_BYTES == 0 and all(
+                tensor.shape[d] <= 1 or tensor.stride(d) * size % TMA_ALIGN_BYTES == 0 for d in steps
+            )
+            is_unit = tensor.stride(unit) == 1 and tensor.shape[unit] > 1
+            choices.append((aligned, major is prefer, is_unit, major))
+    if not choices:
+        raise ValueError(
+            f"{name} with shape {tuple(tensor.shape)} has strides {tensor.stride()}: one of the last two must be 1; "
+            f"pass {name}.contiguous()"
+        )
+    aligned, _, _, major = max(choices, key=lambda c: c[:3])
+    align = TMA_ALIGN_BYTES if aligned else size
+    return OperandSpec(dtype_of(name, tensor), tensor.dim(), transposed, major, align), not aligned
+
+
+def aligned_copy(tensor: torch.Tensor, spec: OperandSpec) -> torch.Tensor:
+    """The same values, same shape and same contiguous mode, with every other stride a multiple of 16 bytes."""
+    unit = spec.unit_stride_dim
+    shape = [tensor.shape[d] for d in range(tensor.dim()) if d != unit] + [tensor.shape[unit]]
+    per_row = TMA_ALIGN_BYTES // tensor.element_size()
+    shape[-1] = max(1, -(-shape[-1] // per_row)) * per_row
+    copy = tensor.new_empty(shape).movedim(-1, unit).narrow(unit, 0, tensor.shape[unit])
+    return copy.copy_(tensor)
+
+
+def check_problem(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor]) -> GemmShape:
+    """Every rule about shapes, devices and aliasing; returns the extents. Raises before anything is written."""
+    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
+    check_tensors(tensors)
+    if A.dim() != B.dim():
+        raise ValueError(f"A has {A.dim()} dimensions and B has {B.dim()}: pass both 2-D, or both 3-D with a batch")
+    if A.dim() == 3 and A.shape[0] != B.shape[0]:
+        raise ValueError(f"A has batch size {A.shape[0]} and B has {B.shape[0]}: they must be equal")
+    if A.shape[-1] != B.shape[-2]:
+        raise ValueError(
+            f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: A has K = {A.shape[-1]}, B has K = "
+            f"{B.shape[-2]}; B is (K, N), so a weight stored as (N, K) is passed as weight.mT"
+        )
+    expected = (*A.shape[:-1], B.shape[-1])
+    for name in ("out", "C"):
+        if name in tensors and tuple(tensors[name].shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, A @ B has {expected}")
+    if any(e > 1 and s == 0 for e, s in zip(out.shape, out.stride())):
+        raise ValueError(f"out with strides {out.stride()} is expanded: its elements share memory")
+    for name, tensor in (("A", A), ("B", B)):
+        if overlaps(out, tensor):
+            raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+    if C is not None and overlaps(out, C) and (out.data_ptr(), out.stride()) != (C.data_ptr(), C.stride()):
+        raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
+    return GemmShape(A.shape[-2], B.shape[-1], A.shape[-1], A.shape[0] if A.dim() == 3 else 1)
+
+
+def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
+    """Types, dimensions, dtypes and devices."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dim() not in (2, 3):
+            raise ValueError(
+                f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected 2, or 3 with a batch"
+            )
+        dtype_of(name, tensor)
+    first, device = next((name, tensor.device) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(f"{first} is on {device} and {name} is on {tensor.device}: pass both on one device")
+    if device.type != DEVICE_TYPE:
+        raise ValueError(f"{first} is on {device}: quack runs on CUDA devices; pass {first}.cuda()")
+
+
+def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int) -> None:
+    """(N,) or (L, N) with the last dimension contiguous."""
+    if not isinstance(bias, torch.Tensor):
+        raise TypeError(f"bias is a {type(bias).__name__}, expected a torch.Tensor")
+    dtype_of("bias", bias)
+    legal = [(n,)] + ([(A.shape[0], n)] if A.dim() == 3 else [])
+    if tuple(bias.shape) not in legal:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected " + " or ".join(map(str, legal)))
+    if bias.device != A.device:
+        raise ValueError(f"A is on {A.device} and bias is on {bias.device}: pass both on one device")
+    if n > 1 and bias.stride(-1) != 1:
+        raise ValueError(f"bias has strides {bias.stride()}: the last must be 1; pass bias.contiguous()")
+
+
+def check_scalar(name: str, value: object, device: torch.device) -> None:
+    """A float, or a one-element floating-point tensor on the device."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} has {value.numel()} elements, expected a float or a 1-element tensor")
+        if value.device != device:
+            raise ValueError(f"A is on {device} and {name} is on {value.device}: pass both on one device")
+        dtype_of(name, value)
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a float or a 1-element tensor")
+
+
+def overlaps(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether the address ranges meet."""
+    first_x, first_y = x.data_ptr(), y.data_ptr()
+    return first_x < first_y + byte_span(y) and first_y < first_x + byte_span(x)

@@ -1,0 +1,184 @@
+"""A prepared GEMM call: everything that follows from shapes, strides and dtypes, decided once.
+
+`prepare` validates, chooses a configuration and loads the kernel; `GemmPlan.run` is one positional TVM-FFI call.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Optional, Union
+
+import torch
+
+from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
+from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from ..heuristics import sm90 as heuristics
+from .device import Device, device_info, tile_counter
+from .dispatch import get_function
+from .operands import (
+    aligned_copy,
+    byte_span,
+    check_bias,
+    check_problem,
+    check_scalar,
+    describe,
+    dtype_of,
+)
+from .spec import GemmShape, GemmSpec
+
+ScalarLike = Union[float, torch.Tensor]
+_LINEAR = "quack.epilogue.linear:"
+
+
+@dataclass(frozen=True)
+class GemmRequest:
+    """out = alpha * A @ B + beta * C + bias, as the user stated it."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    out: torch.Tensor
+    C: Optional[torch.Tensor] = None
+    bias: Optional[torch.Tensor] = None
+    alpha: ScalarLike = 1.0
+    beta: ScalarLike = 1.0
+    fast_accum: bool = False
+    config: Optional[GemmConfig] = None
+
+    def epilogue_values(self) -> list[tuple[str, PortKind, Any]]:
+        """(mixin, port kind, value) of every active term with a port, in the order the kernel applies them."""
+        terms: list[tuple[str, PortKind, Any]] = []
+        if isinstance(self.alpha, torch.Tensor) or self.alpha != 1.0:
+            terms.append(("ScaleAccumulator", PortKind.SCALAR, self.alpha))
+        if self.C is not None:
+            if isinstance(self.beta, torch.Tensor) or self.beta != 1.0:
+                terms.append(("AddScaledC", PortKind.SCALAR, self.beta))
+            else:
+                terms.append(("AddC", PortKind.SCALAR, None))
+        if self.bias is not None:
+            terms.append(("RowBias", PortKind.ROW_VECTOR, self.bias))
+        return terms
+
+
+class GemmPlan:
+    """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
+
+    __slots__ = (
+        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_dynamic", "spec",
+        "swapped",
+    )  # fmt: skip
+
+    def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
+        self.spec = spec
+        self.device = device.index
+        self.function: Callable[..., None] = get_function(spec)
+        self.swapped = spec.config.swap_ab
+        self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
+        self.is_dynamic = spec.config.is_dynamic_persistent
+        self.copy_a, self.copy_b = copy_a, copy_b
+        self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
+
+    def run(
+        self,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: Optional[torch.Tensor],
+        out: torch.Tensor,
+        ports: Optional[tuple[Any, ...]],
+    ) -> None:
+        """Launch on the current stream of the tensors' device. Same contract as the compiled function."""
+        if self.copy_a:
+            A = aligned_copy(A, self.spec.operands.b if self.swapped else self.spec.operands.a)
+        if self.copy_b:
+            B = aligned_copy(B, self.spec.operands.a if self.swapped else self.spec.operands.b)
+        if self.swapped:
+            A, B = B, A
+        self.function(A, B, C, out, ports, tile_counter(self.device) if self.is_dynamic else None, self.clusters)
+
+
+class EmptyPlan:
+    """Nothing to compute: the output has no elements."""
+
+    a_bytes = b_bytes = d_bytes = 0
+    device = -1
+
+    def run(self, A: object, B: object, C: object, out: object, ports: object) -> None:
+        """Leaves the empty output as it is."""
+
+
+def port_values(request: GemmRequest) -> Optional[tuple[Any, ...]]:
+    """What the kernel receives for the epilogue ports of this call; None without any."""
+    values = [
+        value.reshape(1) if kind is PortKind.SCALAR and isinstance(value, torch.Tensor) else value
+        for _, kind, value in request.epilogue_values()
+        if value is not None
+    ]
+    return tuple(float(v) if isinstance(v, int) else v for v in values) or None
+
+
+def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
+    """Validate, choose, compile or load. Raises ValueError, TypeError or UnsupportedGemm before any device work."""
+    shape, base, swapped, copies = describe_request(request)
+    if 0 in (shape.m, shape.n, shape.batch):
+        return EmptyPlan()
+    device = device_info(request.A.device.index)
+    base = replace(base, arch=device.arch)
+    swapped = replace(swapped, arch=device.arch)
+    if request.config is None:
+        spec = heuristics.choose(base, shape, device.sms, swapped)
+    else:
+        chosen = swapped if request.config.swap_ab else base
+        spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
+    return GemmPlan(spec, device, request, *copies)
+
+
+def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpec, tuple[bool, bool]]:
+    """(extents, spec, spec with A and B swapped, which inputs need an aligned copy); configurations still open."""
+    shape = check_problem(request.A, request.B, request.out, request.C)
+    for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
+        check_scalar(name, scalar, request.A.device)
+    if request.bias is not None:
+        check_bias(request.bias, request.A, shape.n)
+    a, copy_a = describe("A", request.A, transposed=False, prefer=Major.INNER)
+    b, copy_b = describe("B", request.B, transposed=True, prefer=Major.INNER)
+    if shape.k == 0:
+        # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
+        copy_a = copy_b = True
+    d, _ = describe("out", request.out, transposed=False)
+    c = describe("C", request.C, transposed=False)[0] if request.C is not None else None
+    operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
+    fast_accum = request.fast_accum or not a.dtype.is_fp8
+    base = GemmSpec("", operands, GemmConfig(), epilogue_specs(request), fast_accum)
+    return shape, base, _swap(base), (copy_a, copy_b)
+
+
+def epilogue_specs(request: GemmRequest) -> tuple[EpilogueOpSpec, ...]:
+    """The mixins of this request with what the kernel must know of their ports."""
+    ops = []
+    for mixin, kind, value in request.epilogue_values():
+        ports: tuple[PortSpec, ...] = ()
+        if isinstance(value, torch.Tensor):
+            ndim = 1 if kind is PortKind.SCALAR else value.dim()
+            ports = (PortSpec(kind, PortSource.DEVICE, dtype_of("port", value), ndim),)
+        elif value is not None:
+            ports = (PortSpec(kind, PortSource.HOST),)
+        ops.append(EpilogueOpSpec(_LINEAR + mixin, ports))
+    return tuple(ops)
+
+
+def _swap(spec: GemmSpec) -> GemmSpec:
+    """The same result computed as D^T = B^T A^T: every operand keeps its memory and changes its role."""
+    a, b, d, c = spec.operands
+    operands = OperandSpecs(b, a, _mirror(d), _mirror(c) if c is not None else None)
+    swap = {PortKind.ROW_VECTOR: PortKind.COL_VECTOR}
+    ops = tuple(
+        EpilogueOpSpec(
+            op.mixin.replace("RowBias", "ColBias"),
+            tuple(replace(port, kind=swap.get(port.kind, port.kind)) for port in op.ports),
+        )
+        for op in spec.epilogue
+    )
+    return replace(spec, operands=operands, epilogue=ops)
+
+
+def _mirror(output: OperandSpec) -> OperandSpec:
+    """C or D (M, N) seen as (N, M). A and B need no such thing: (outer, K) stays (outer, K) when they change places."""
+    major = Major.OUTER if output.major is Major.INNER else Major.INNER
+    return replace(output, transposed=not output.transposed, major=major)

@@ -1,0 +1,59 @@
+"""`GemmSpec`: everything that decides the compiled code of a GEMM, and nothing else. It is the whole cache identity."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Optional
+
+from ..gemm_config import GemmConfig, OperandSpecs
+from ..gemm_port import EpilogueOpSpec
+
+
+@dataclass(frozen=True)
+class GemmSpec:
+    """No shapes: a new M, N, K or batch size never recompiles.
+
+    arch:       compilation target, e.g. "sm_90a".
+    operands:   layouts in kernel terms, after a possible A/B swap.
+    config:     tile configuration, tile_k filled in.
+    epilogue:   mixins in order, with what is known of their ports.
+    fast_accum: fp8 only; False adds partial sums in full fp32 precision.
+    adapter, plan: names of the seam classes, "module:qualname".
+    """
+
+    arch: str
+    operands: OperandSpecs
+    config: GemmConfig
+    epilogue: tuple[EpilogueOpSpec, ...] = ()
+    fast_accum: bool = True
+    adapter: str = "quack.gemm_problem_adapter:DenseAdapter"
+    plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
+
+    def digest(self) -> str:
+        """Stable across processes: the repr of frozen dataclasses of enums and numbers."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class GemmShape:
+    """Extents in kernel terms (after a swap); what heuristics look at."""
+
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.n * self.k * self.batch
+
+    def swapped(self) -> "GemmShape":
+        return GemmShape(self.n, self.m, self.k, self.batch)
+
+
+class UnsupportedGemm(ValueError):
+    """A combination that quack does not build. `reason` says why, `alternative` what would be legal."""
+
+    def __init__(self, reason: str, alternative: Optional[str] = None):
+        super().__init__(reason + (f"; instead: {alternative}" if alternative else ""))
+        self.reason = reason
+        self.alternative = alternative

@@ -1,0 +1,616 @@
+"""GEMM for Hopper: D (M, N, L) = epilogue(A (M, K, L) x B (N, K, L)^T), TMA in, wgmma, TMA out, warp-specialised, persistent.
+
+Roles. Warpgroup 0 produces, warpgroups 1..n (n = 1, 2 or 3) multiply and drain. Cooperative: all MMA warpgroups share each
+tile, slab (64 rows) s belonging to warpgroup s mod n. Ping-pong: two MMA warpgroups take turns, one multiplies while the
+other drains.
+
+| role (warps, registers) | waits on | signals | owns |
+|---|---|---|---|
+| load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
+| draw works (warp 1 of CTA 0, dynamic only) | `ring.empty[s]` | `ring.full[s]` of every CTA | the tile counter |
+| load C (warp 2, if C is TMA-addressable) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
+| MMA and epilogue (4 per warpgroup, 160-240) | `ab.full[s]`, turn, `c.full[e]`, next work | `ab.empty[s]`, turn, `c.empty[e]`, TMA store | accumulators, `sD` ring |
+
+| barrier | stages | arrivals to complete | first wait passes for | reused when |
+|---|---|---|---|---|
+| `ab.full` | ab_stages | 1 + bytes of A and B | - | every k tile |
+| `ab.empty` | ab_stages | warps of one consuming turn x (cluster_m + cluster_n - 1) | producer | every k tile |
+| `c.full` / `c.empty` | c_stages | 1 + bytes / 4 (one warpgroup's warps) | producer | every subtile |
+| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
+| EPILOGUE + g (named) | - | 128 | - | every subtile |
+| MMA_ORDER + g (named) | - | 256: 128 wait, 128 pass the turn | warpgroup 0 (primed by 1) | every work |
+
+Tail: the load warps wait until every stage is empty again, because peers of the cluster still signal this CTA's barriers;
+store warps wait until the TMA has read `sD`. Cluster: `ab.empty` arrivals go to every CTA that multicast into the stage.
+No deadlock: loads wait only for MMA, MMA only for loads and for the other warpgroup's *earlier* work, the epilogue only for C
+loads, which are issued in work order by a warp that waits for nothing else.
+
+PDL: every role waits for the previous grid (`griddepcontrol.wait`) after the set-up of barriers; the load warp lets the next
+grid start once its last load is issued.
+
+Names: m whole gmem, g gmem tile, s smem, r registers; tAsA = smem A as TMA partitions it, tCrA = A as the MMA partitions it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, Int64, pipeline
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.memory import SmemAllocator
+from cutlass.pipeline import PipelineState, PipelineTmaAsync, PipelineUserType, make_pipeline_state
+from cutlass.tensor_utils import LayoutEnum
+from cutlass.utils import sm90 as sm90_utils
+
+from ..dsl.barrier import pass_turn, sync_warpgroup, wait_turn
+from ..epilogue.protocol import EpilogueContext, bind_epilogue
+from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
+from ..gemm_config import OperandSpec
+from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, run_epilogue_plan
+from ..gemm_problem_adapter import Operand
+from ..gemm_work import WorkDesc
+from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
+from .resources import SLAB_M, WORK_RING_STAGES, resources
+
+LOAD_WARP = 0
+DRAW_WARP = 1
+LOAD_C_WARP = 2
+WARPGROUP_THREADS = 128
+SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
+
+
+class SmemTensors(NamedTuple):
+    """Staged shared memory. c, d and scratch are None where unused."""
+
+    a: cute.Tensor  # (tile_m, tile_k, ab_stages)
+    b: cute.Tensor  # (tile_n, tile_k, ab_stages)
+    c: Optional[cute.Tensor]  # (64, epi_n, c_stages)
+    d: Optional[cute.Tensor]  # (64, epi_n, warpgroups * d_stages)
+    scratch: Optional[cute.Tensor]  # fp32 words of the mixins, warpgroup after warpgroup
+
+
+@dataclass(frozen=True)
+class CtaContext:
+    """What every role of one CTA knows. No state that advances lives here."""
+
+    operands: Operands
+    smem: SmemTensors
+    ab: PipelineTmaAsync
+    c: Optional[PipelineTmaAsync]
+    works: Any  # LocalStream or RingStream
+    problem: Any  # the adapter's params
+    cta_m: Int32
+    cta_n: Int32
+
+
+class MmaState(NamedTuple):
+    """What an MMA warpgroup advances from work to work."""
+
+    ab: PipelineState
+    epilogue: EpilogueState
+
+
+class GemmSm90(GemmBase):
+    """Execution on sm_90a. Operands come from the adapter mixin, the commit from the plan mixin (see `compose`)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        scratch = [m.scratch_elements(self.config) for m in self.epilogue]
+        self.scratch_offsets = [sum(scratch[:i]) for i in range(len(scratch))]
+        self.scratch_elements = sum(scratch)
+        self.resources = resources(self.specs, self.config, self.fast_accum, 4 * self.scratch_elements)
+        if self.resources.ab_stages < 2:
+            raise ValueError(f"{self.config} leaves room for {self.resources.ab_stages} operand stages")
+        self.warpgroups = self.resources.mma_warpgroups
+        self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
+
+    # ---- host set-up ----------------------------------------------------------------------------------------------
+
+    def make_tiled_mma(self, warpgroups: Optional[int] = None) -> cute.TiledMma:
+        """wgmma 64 x tile_n per warpgroup, `warpgroups` of them stacked along M."""
+        return sm90_utils.make_trivial_tiled_mma(
+            self.a_dtype,
+            self.b_dtype,
+            operand_layout(self.specs.a).sm90_mma_major_mode(),
+            operand_layout(self.specs.b).sm90_mma_major_mode(),
+            Float32,
+            (warpgroups or self.sharing, 1, 1),
+            tiler_mn=(SLAB_M, self.config.tile_n),
+        )
+
+    def smem_layout_a(self):
+        return sm90_utils.make_smem_layout_a(
+            operand_layout(self.specs.a), self.tile_mnk, self.a_dtype, self.resources.ab_stages
+        )
+
+    def smem_layout_b(self):
+        return sm90_utils.make_smem_layout_b(
+            operand_layout(self.specs.b), self.tile_mnk, self.b_dtype, self.resources.ab_stages
+        )
+
+    def smem_layout_epilogue(self, spec: OperandSpec, dtype, stages: int):
+        return sm90_utils.make_smem_layout_epi(dtype, operand_layout(spec), (SLAB_M, self.resources.epi_n), stages)
+
+    def make_operands(self, mA, mB, mC, mD) -> Operands:
+        """TMA atoms for everything that TMA can address."""
+        tile_m, tile_n, tile_k = self.tile_mnk
+        cluster_m, cluster_n = self.cluster_mn
+        a = make_load_operand(mA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
+        b = make_load_operand(mB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
+        c, d = None, TmaOperand(None, mD)
+        epilogue_tile = (SLAB_M, self.resources.epi_n)
+        if self.specs.c is not None:
+            c = TmaOperand(None, mC)
+            if self.specs.c.is_tma:
+                c = make_load_operand(mC, self.smem_layout_epilogue(self.specs.c, self.c_dtype, 1), epilogue_tile, 1)
+        if self.specs.d.is_tma:
+            layout = cute.slice_(self.smem_layout_epilogue(self.specs.d, self.d_dtype, 1), (None, None, 0))
+            d = TmaOperand(*cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), mD, layout, epilogue_tile))
+        return Operands(a, b, c, d)
+
+    # ---- kernel ---------------------------------------------------------------------------------------------------
+
+    @cute.kernel
+    def kernel(
+        self,
+        operands: Operands,
+        problem: Any,
+        schedule: Any,
+        epilogue_arguments: Optional[tuple],
+        counter: Optional[cute.Tensor],
+        tiled_mma: cute.TiledMma,
+    ):
+        """Set up shared memory and barriers, then hand each warp its role."""
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        warpgroup_index = cute.arch.make_warp_uniform(cute.arch.thread_idx()[0] // WARPGROUP_THREADS)
+        rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+        cta_m, cta_n, _ = cute.make_layout((*self.cluster_mn, 1)).get_flat_coord(rank)
+
+        allocator = SmemAllocator()
+        barriers = allocator.allocate_array(
+            Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
+        )
+        slots = allocator.allocate_array(Int32, SLOT_WORDS * WORK_RING_STAGES, byte_alignment=16)
+        smem = self.allocate_smem(allocator)
+        ab_pipeline, c_pipeline = self.make_pipelines(barriers)
+        works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
+        if cutlass.const_expr(self.scheduler.is_dynamic):
+            if warp == DRAW_WARP:
+                with cute.arch.elect_one():
+                    works.ring.initialise()
+        cluster_shape = cute.make_layout(self.cluster_mn)
+        pipeline.pipeline_init_arrive(cluster_shape, is_relaxed=True)
+        if warp == LOAD_WARP:
+            cpasync.prefetch_descriptor(operands.a.atom)
+            cpasync.prefetch_descriptor(operands.b.atom)
+        pipeline.pipeline_init_wait(cluster_shape)
+        cute.arch.griddepcontrol_wait()
+
+        cta = CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
+        if warpgroup_index == 0:
+            cute.arch.setmaxregister_decrease(self.resources.producer_registers)
+            if warp == LOAD_WARP:
+                self.load_operands(cta)
+            if cutlass.const_expr(c_pipeline is not None):
+                if warp == LOAD_C_WARP:
+                    self.load_c(cta)
+            if cutlass.const_expr(self.scheduler.is_dynamic):
+                if warp == DRAW_WARP and rank == 0:
+                    works.draw_all(counter)
+        else:
+            cute.arch.setmaxregister_increase(self.resources.mma_registers)
+            self.multiply_and_drain(cta, epilogue_arguments, tiled_mma, warpgroup_index - 1)
+
+    def allocate_smem(self, allocator) -> SmemTensors:
+        """Everything but barriers, in the order and sizes that `resources` counted."""
+
+        def staged(dtype, layout):
+            return allocator.allocate_tensor(dtype, layout.outer, SMEM_ALIGN, swizzle=layout.inner)
+
+        a = staged(self.a_dtype, self.smem_layout_a())
+        b = staged(self.b_dtype, self.smem_layout_b())
+        c = d = scratch = None
+        if self.resources.c_stages:
+            c = staged(self.c_dtype, self.smem_layout_epilogue(self.specs.c, self.c_dtype, self.resources.c_stages))
+        if self.resources.d_stages:
+            stages = self.warpgroups * self.resources.d_stages
+            d = staged(self.d_dtype, self.smem_layout_epilogue(self.specs.d, self.d_dtype, stages))
+        if self.scratch_elements:
+            words = self.warpgroups * self.scratch_elements
+            scratch = allocator.allocate_tensor(Float32, cute.make_layout(words), 16)
+        return SmemTensors(a, b, c, d, scratch)
+
+    # ---- load roles -----------------------------------------------------------------------------------------------
+
+    @cute.jit
+    def load_operands(self, cta: CtaContext):
+        """Warp 0: stream the k tiles of every work through the A/B ring."""
+        state = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            state = self.load_work(cta, cursor.work, state)
+            cursor = cta.works.next(cursor)
+        cute.arch.griddepcontrol_launch_dependents()
+        cta.ab.producer_tail(state)
+
+    @cute.jit
+    def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
+        """A and B tiles of one work; multicast A along cluster N and B along cluster M."""
+        tile_m, tile_n, tile_k = self.tile_mnk
+        cluster_m, cluster_n = self.cluster_mn
+        cluster = cute.make_layout((cluster_m, cluster_n, 1))
+        a_mask = b_mask = None
+        coordinate = (cta.cta_m, cta.cta_n, 0)
+        if cutlass.const_expr(cluster_n > 1):
+            a_mask = cute.make_layout_image_mask(cluster, coordinate, mode=1)
+        if cutlass.const_expr(cluster_m > 1):
+            b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=0)
+        mA = self.operand(cta.problem, Operand.A, cta.operands.a.tensor, work)
+        mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
+        gA = cute.local_tile(mA, (tile_m, tile_k), (work.tile_m, None))  # (tile_m, tile_k, k tiles)
+        gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))
+        tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
+        tBsB, tBgB = partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, cluster_m)
+        for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
+            cta.ab.producer_acquire(state)
+            full = cta.ab.producer_get_barrier(state)
+            cute.copy(
+                cta.operands.a.atom,
+                tAgA[None, k_tile],
+                tAsA[None, state.index],
+                tma_bar_ptr=full,
+                mcast_mask=a_mask,
+            )
+            cute.copy(
+                cta.operands.b.atom,
+                tBgB[None, k_tile],
+                tBsB[None, state.index],
+                tma_bar_ptr=full,
+                mcast_mask=b_mask,
+            )
+            state.advance()
+        return state
+
+    @cute.jit
+    def load_c(self, cta: CtaContext):
+        """Warp 2: stream the subtiles of C in the order in which the MMA warpgroups drain."""
+        state = make_pipeline_state(PipelineUserType.Producer, self.resources.c_stages)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            state = self.load_c_work(cta, cursor.work, state)
+            cursor = cta.works.next(cursor)
+        cta.c.producer_tail(state)
+
+    @cute.jit
+    def load_c_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
+        """Subtiles of one work. Sharing warpgroups drain in lock step: slab round r, subtile e, then warpgroup g."""
+        tile_m, tile_n, _ = self.tile_mnk
+        epi_n = self.resources.epi_n
+        mC = self.operand(cta.problem, Operand.C, cta.operands.c.tensor, work)
+        for slab_round in cutlass.range_constexpr(self.resources.slabs):
+            for subtile in cutlass.range_constexpr(tile_n // epi_n):
+                for sharer in cutlass.range_constexpr(self.sharing):
+                    slab = slab_round * self.sharing + sharer
+                    gC = cute.local_tile(
+                        mC,
+                        (SLAB_M, epi_n),
+                        (
+                            work.tile_m * (tile_m // SLAB_M) + slab,
+                            work.tile_n * (tile_n // epi_n) + subtile,
+                        ),
+                    )
+                    tCsC, tCgC = partition_load(cta.operands.c.atom, cta.smem.c, gC, 0, 1)
+                    cta.c.producer_acquire(state)
+                    cute.copy(
+                        cta.operands.c.atom,
+                        tCgC,
+                        tCsC[None, state.index],
+                        tma_bar_ptr=cta.c.producer_get_barrier(state),
+                    )
+                    state.advance()
+        return state
+
+    # ---- MMA and epilogue role ------------------------------------------------------------------------------------
+
+    @cute.jit
+    def multiply_and_drain(
+        self, cta: CtaContext, epilogue_arguments: Optional[tuple], tiled_mma: cute.TiledMma, warpgroup_index: Int32
+    ):
+        """One MMA warpgroup. Ping-pong: handles every second work and steps over the other's."""
+        team = self.make_team(cta, epilogue_arguments, tiled_mma, warpgroup_index)
+        state = self.initial_mma_state(warpgroup_index)
+        turn = Int32(0)
+        cursor = cta.works.first()
+        if cutlass.const_expr(self.config.pingpong):
+            if warpgroup_index == 1 and cursor.work.is_valid:
+                pass_turn(Int32(0))
+        while cursor.work.is_valid:
+            following = cta.works.next(cursor)
+            if cutlass.const_expr(self.config.pingpong):
+                if turn == warpgroup_index:
+                    state = self.process_work(cta, team, cursor.work, following.work.is_valid, state)
+                else:
+                    state = self.skip_work(cta, cursor.work, state)
+                turn = turn ^ 1
+            else:
+                state = self.process_work(cta, team, cursor.work, following.work.is_valid, state)
+            cursor = following
+        self.drain(cute.arch.make_warp_uniform(cute.arch.warp_idx()) % 4 == 0)
+
+    @cute.jit
+    def make_team(
+        self, cta: CtaContext, epilogue_arguments: Optional[tuple], tiled_mma: cute.TiledMma, warpgroup_index: Int32
+    ) -> "MmaTeam":
+        """Bind operands, accumulators and mixins once per kernel."""
+        share = warpgroup_index
+        if cutlass.const_expr(self.config.pingpong):
+            share = Int32(0)
+        thread_mma = tiled_mma.get_slice(share * WARPGROUP_THREADS)
+        zeroing_mma = self.make_tiled_mma()
+        zeroing_mma.set(warpgroup.Field.ACCUMULATE, False)
+        tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
+        return MmaTeam(
+            tiled_mma=tiled_mma,
+            zeroing_mma=zeroing_mma,
+            tCrA=tiled_mma.make_fragment_A(thread_mma.partition_A(cta.smem.a)),
+            tCrB=tiled_mma.make_fragment_B(thread_mma.partition_B(cta.smem.b)),
+            accumulators=cute.make_rmem_tensor(
+                tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
+            ),
+            slab_mma=self.make_tiled_mma(1),
+            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, epilogue_arguments),
+            index=warpgroup_index,
+            share=share,
+        )
+
+    @cute.jit
+    def initial_mma_state(self, warpgroup_index: Int32) -> MmaState:
+        """Sharing warpgroups take every `sharing`-th C stage, starting at their own index."""
+        ab = make_pipeline_state(PipelineUserType.Consumer, self.resources.ab_stages)
+        c = None
+        if cutlass.const_expr(self.resources.c_stages > 0):
+            c = make_pipeline_state(PipelineUserType.Consumer, self.resources.c_stages)
+            if cutlass.const_expr(self.sharing > 1):
+                c.advance(warpgroup_index)
+        return MmaState(ab, EpilogueState(c, Int32(0)))
+
+    @cute.jit
+    def skip_work(self, cta: CtaContext, work: WorkDesc, state: MmaState) -> MmaState:
+        """Step over the stages that the other ping-pong warpgroup consumes."""
+        ab, c = state.ab, state.epilogue.c
+        ab.advance(self.k_tiles(cta.problem, work, self.config.tile_k))
+        if cutlass.const_expr(c is not None):
+            c.advance(self.resources.slabs * self.config.tile_n // self.resources.epi_n)
+        return MmaState(ab, EpilogueState(c, state.epilogue.d_stage))
+
+    @cute.jit
+    def process_work(
+        self, cta: CtaContext, team: "MmaTeam", work: WorkDesc, another_follows: Boolean, state: MmaState
+    ) -> MmaState:
+        """Mainloop and epilogue of one tile."""
+        contexts = self.make_contexts(cta, team, work)
+        mixin_states = [mixin.begin(ctx) for mixin, ctx in zip(team.mixins, contexts)]
+        k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
+        if cutlass.const_expr(self.config.pingpong):
+            wait_turn(team.index)
+        ab = state.ab
+        if cutlass.const_expr(self.fast_accum):
+            ab = self.multiply(cta, team, k_tiles, ab)
+        else:
+            ab = self.multiply_promoting(cta, team, k_tiles, ab)
+        if cutlass.const_expr(self.config.pingpong):
+            if another_follows:
+                pass_turn(1 - team.index)
+        ab = self.finish_multiply(cta, k_tiles, ab)
+        if cutlass.const_expr(self.scratch_elements > 0):
+            sync_warpgroup(team.index)
+        io = self.make_epilogue_io(cta, team, work)
+        epilogue = run_epilogue_plan(self, contexts, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
+        if cutlass.const_expr(self.scratch_elements > 0 and io.d_atom is None):
+            sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
+        return MmaState(ab, epilogue)
+
+    @cute.jit
+    def multiply(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
+        """Issue all wgmma of a tile, one k tile in flight behind the one being issued; leaves the last in flight."""
+        if k_tiles == 0:
+            team.accumulators.fill(0.0)
+        release = state.clone()
+        warpgroup.fence()
+        for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
+            cta.ab.consumer_wait(state)
+            self.issue_k_tile(team, team.accumulators, state.index, from_zero=True)
+            state.advance()
+        for _ in cutlass.range(1, k_tiles, unroll=1):
+            cta.ab.consumer_wait(state)
+            self.issue_k_tile(team, team.accumulators, state.index, from_zero=False)
+            warpgroup.wait_group(1)
+            cta.ab.consumer_release(release)
+            release.advance()
+            state.advance()
+        return state
+
+    @cute.jit
+    def finish_multiply(self, cta: CtaContext, k_tiles: Int32, state: PipelineState) -> PipelineState:
+        """Wait for the last k tile and give its stage back."""
+        if cutlass.const_expr(self.fast_accum):
+            warpgroup.wait_group(0)
+            if k_tiles > 0:
+                last = state.clone()
+                last.reverse()
+                cta.ab.consumer_release(last)
+        return state
+
+    @cute.jit
+    def multiply_promoting(
+        self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState
+    ) -> PipelineState:
+        """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so every k tile (128
+        elements) is summed from zero and added to the fp32 accumulators by the CUDA cores."""
+        team.accumulators.fill(0.0)
+        partial = cute.make_rmem_tensor(team.accumulators.shape, Float32)
+        for _ in cutlass.range(k_tiles, unroll=1):
+            cta.ab.consumer_wait(state)
+            warpgroup.fence()
+            self.issue_k_tile(team, partial, state.index, from_zero=True)
+            warpgroup.wait_group(0)
+            cta.ab.consumer_release(state)
+            team.accumulators.store(team.accumulators.load() + partial.load())
+            state.advance()
+        return state
+
+    @cute.jit
+    def issue_k_tile(
+        self, team: "MmaTeam", accumulators: cute.Tensor, stage: Int32, from_zero: cutlass.Constexpr[bool]
+    ):
+        """All wgmma of one k tile as one group; from_zero: the first one ignores the old accumulators."""
+        for k_block in cutlass.range_constexpr(cute.size(team.tCrA, mode=[2])):
+            cute.gemm(
+                team.zeroing_mma if cutlass.const_expr(from_zero and k_block == 0) else team.tiled_mma,
+                accumulators,
+                team.tCrA[None, None, k_block, stage],
+                team.tCrB[None, None, k_block, stage],
+                accumulators,
+            )
+        warpgroup.commit_group()
+
+    def make_contexts(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> list[EpilogueContext]:
+        """One context per mixin, with its scratch, and the plan's own last."""
+        thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
+        shape = self.problem_shape(cta.problem, work)
+        plain = EpilogueContext(
+            problem=work.problem,
+            row=work.tile_m * self.config.tile_m,
+            col=work.tile_n * self.config.tile_n,
+            rows=shape.m,
+            cols=shape.n,
+            thread=thread,
+            slab_rows=tuple((r * self.sharing + team.share) * SLAB_M for r in range(self.resources.slabs)),
+            config=self.config,
+            thread_slice=team.slab_mma.get_slice(thread),
+        )
+        contexts = []
+        for mixin, offset in zip(self.epilogue, self.scratch_offsets):
+            elements = mixin.scratch_elements(self.config)
+            scratch = None
+            if elements:
+                first = team.index * self.scratch_elements + offset
+                scratch = cute.make_tensor(cta.smem.scratch.iterator + first, cute.make_layout(elements))
+            contexts.append(plain.with_scratch(scratch))
+        return [*contexts, plain]
+
+    def make_epilogue_io(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> EpilogueIO:
+        """Transport of this work's C and D for one warpgroup."""
+        c, d = cta.operands.c, cta.operands.d
+        copy_c = copy_d = None
+        if cta.smem.d is not None:
+            atom = sm90_utils.sm90_get_smem_store_op(operand_layout(self.specs.d), self.d_dtype, Float32)
+            copy_d = epilogue_copy(atom, team.slab_mma)
+        if cta.smem.c is not None:
+            atom = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), self.c_dtype)
+            copy_c = epilogue_copy(atom, team.slab_mma)
+        return EpilogueIO(
+            c=None if c is None else self.operand(cta.problem, Operand.C, c.tensor, work),
+            d=self.operand(cta.problem, Operand.D, d.tensor, work),
+            c_atom=None if c is None else c.atom,
+            d_atom=d.atom,
+            sC=cta.smem.c,
+            sD=cta.smem.d,
+            c_pipeline=cta.c,
+            copy_d=copy_d,
+            copy_c=copy_c,
+            d_stages=self.resources.d_stages,
+            d_first_stage=team.index * self.resources.d_stages,
+            c_step=self.sharing,
+            warpgroup=team.index,
+            is_store_warp=cute.arch.make_warp_uniform(cute.arch.warp_idx()) % 4 == 0,
+            epi_n=self.resources.epi_n,
+            d_dtype=self.d_dtype,
+        )
+
+    # ---- pipelines ------------------------------------------------------------------------------------------------
+
+    def make_pipelines(self, barriers) -> tuple[PipelineTmaAsync, Optional[PipelineTmaAsync]]:
+        """A/B ring (multicast over the cluster) and C ring (local to the CTA)."""
+        cluster_m, cluster_n = self.cluster_mn
+        tile_m, tile_n, tile_k = self.tile_mnk
+        ab = PipelineTmaAsync.create(
+            num_stages=self.resources.ab_stages,
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+            consumer_group=pipeline.CooperativeGroup(
+                pipeline.Agent.Thread, 4 * self.sharing * (cluster_m + cluster_n - 1)
+            ),
+            tx_count=tile_k * (tile_m * self.a_dtype.width + tile_n * self.b_dtype.width) // 8,
+            barrier_storage=barriers,
+            cta_layout_vmnk=cute.make_layout((1, cluster_m, cluster_n, 1)),
+            defer_sync=True,
+        )
+        if not self.resources.c_stages:
+            return ab, None
+        c = PipelineTmaAsync.create(
+            num_stages=self.resources.c_stages,
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+            consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
+            tx_count=SLAB_M * self.resources.epi_n * self.c_dtype.width // 8,
+            barrier_storage=barriers + 2 * self.resources.ab_stages,
+            cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)),
+            defer_sync=True,
+        )
+        return ab, c
+
+    def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):
+        """How this CTA's roles learn their works."""
+        if not self.scheduler.is_dynamic:
+            return LocalStream(self.scheduler, schedule, cta_m, cta_n)
+        readers = 1 + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
+        first = 2 * (self.resources.ab_stages + self.resources.c_stages)
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
+        return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
+
+
+@dataclass(frozen=True)
+class MmaTeam:
+    """What one MMA warpgroup holds for the whole kernel.
+
+    index: which warpgroup; share: which of a tile's interleaved slabs are its (0 for ping-pong).
+    tiled_mma adds to the accumulators, zeroing_mma overwrites them: two objects, because setting the flag of one inside
+        a staged loop would leak a value out of it.
+    slab_mma: the same MMA for one warpgroup alone; partitions a 64-row slab in accumulator order.
+    """
+
+    tiled_mma: cute.TiledMma
+    zeroing_mma: cute.TiledMma
+    tCrA: cute.Tensor  # (MMA, MMA_M, MMA_K, STAGE)
+    tCrB: cute.Tensor  # (MMA, MMA_N, MMA_K, STAGE)
+    accumulators: cute.Tensor  # (MMA, MMA_M, MMA_N): slab after slab
+    slab_mma: cute.TiledMma
+    mixins: tuple
+    index: Int32
+    share: Int32
+
+
+def operand_layout(spec: OperandSpec) -> LayoutEnum:
+    """CuTe's name for the contiguous mode; ROW_MAJOR means that the inner mode (K, or N for C and D) is contiguous."""
+    return LayoutEnum.ROW_MAJOR if is_inner_major(spec) else LayoutEnum.COL_MAJOR
+
+
+def epilogue_copy(atom: cute.CopyAtom, slab_mma: cute.TiledMma) -> cute.TiledCopy:
+    """Registers in accumulator order <-> shared memory, in steps of 64 x 16 (what one stmatrix x4 of 4 warps covers), so
+    that it partitions subtiles narrower than the MMA."""
+    step = cute.make_copy_atom(cute.nvgpu.warp.StMatrix8x8x16bOp(False, 4), cutlass.BFloat16)
+    return cute.make_tiled_copy_S(atom, cute.make_tiled_copy_C_atom(step, slab_mma))
+
+
+def make_load_operand(tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
+    """TMA load atom for `tile`; with multicast each CTA fetches 1/multicast of the tile and sends it to all."""
+    op = cpasync.CopyBulkTensorTileG2SOp() if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp()
+    layout = cute.slice_(staged_layout, (None, None, 0))
+    return TmaOperand(*cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast))
+
+
+def partition_load(atom, smem: cute.Tensor, gmem: cute.Tensor, cta: Int32, ctas: int):
+    """(smem, gmem) as this CTA of the multicast group loads them: (TMA, STAGE), (TMA, REST)."""
+    return cpasync.tma_partition(
+        atom, cta, cute.make_layout(ctas), cute.group_modes(smem, 0, 2), cute.group_modes(gmem, 0, 2)
+    )

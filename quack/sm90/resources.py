@@ -1,0 +1,93 @@
+"""Shared memory and register budget of `GemmSm90`, in plain integers.
+
+The kernel allocates exactly what is computed here and `legality` refuses what does not fit, so the two cannot differ.
+"""
+
+from dataclasses import dataclass
+
+from ..gemm_config import Dtype, GemmConfig, OperandSpecs
+
+SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_90 (227 KB)
+RESERVED = 1024  # barriers, work ring and the slack of aligning the operand buffers to 1024 bytes
+SLAB_M = 64  # rows of one wgmma; the epilogue drains the accumulator slab by slab
+MAX_AB_STAGES = 8
+WORK_RING_STAGES = 2
+PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
+MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
+EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
+
+
+@dataclass(frozen=True)
+class Sm90Resources:
+    """What one CTA uses. Stage counts are those the kernel is built with."""
+
+    mma_warpgroups: int
+    slabs: int  # 64-row slabs of the accumulator that one MMA warpgroup owns
+    epi_n: int  # columns of one epilogue subtile (64 x epi_n)
+    ab_stages: int
+    c_stages: int
+    d_stages: int  # per MMA warpgroup
+    smem_bytes: int
+    accumulator_registers: int
+
+    @property
+    def threads(self) -> int:
+        return 128 * (1 + self.mma_warpgroups)
+
+    @property
+    def mma_registers(self) -> int:
+        return MMA_REGISTERS[self.mma_warpgroups]
+
+    @property
+    def producer_registers(self) -> int:
+        return PRODUCER_REGISTERS[self.mma_warpgroups]
+
+
+def mma_warpgroups(config: GemmConfig) -> int:
+    """Two for ping-pong; cooperative kernels use one warpgroup per 64 rows, at most two, or three for 192 rows."""
+    if config.pingpong:
+        return 2
+    return {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
+
+
+def epilogue_columns(tile_n: int, d: Dtype) -> int:
+    """Widest subtile that divides the tile and whose rows fit one 128-byte swizzle row; fp32 in 128 bytes too."""
+    for width in (64, 32, 16):
+        if tile_n % width == 0 and width * d.bytes <= 128:
+            return width
+    raise ValueError(f"tile_n={tile_n} is not a multiple of 16")
+
+
+def resources(
+    operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue_smem_bytes: int = 0
+) -> Sm90Resources:
+    """Budget for one configuration; `ab_stages` < 2 means that it does not fit.
+
+    epilogue_smem_bytes: what the epilogue mixins ask for, per MMA warpgroup.
+    """
+    config = config.with_tile_k(operands.a.dtype)
+    assert config.tile_k is not None
+    warpgroups = mma_warpgroups(config)
+    slabs = config.tile_m // SLAB_M // (1 if config.pingpong else warpgroups)
+    widest = max((s.dtype for s in (operands.d, operands.c) if s is not None), key=lambda t: t.bits)
+    epi_n = epilogue_columns(config.tile_n, widest)
+    subtile = SLAB_M * epi_n
+    d_stages = 2 if operands.d.is_tma else 0
+    has_c_tma = operands.c is not None and operands.c.is_tma
+    c_stages = 2 * warpgroups if has_c_tma else 0
+    fixed = RESERVED + warpgroups * (d_stages * subtile * operands.d.dtype.bytes + epilogue_smem_bytes)
+    if operands.c is not None:
+        fixed += c_stages * subtile * operands.c.dtype.bytes
+    stage = config.tile_k * (config.tile_m * operands.a.dtype.bytes + config.tile_n * operands.b.dtype.bytes)
+    ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
+    accumulators = slabs * config.tile_n // 2 * (1 if fast_accum else 2)
+    return Sm90Resources(
+        mma_warpgroups=warpgroups,
+        slabs=slabs,
+        epi_n=epi_n,
+        ab_stages=ab_stages,
+        c_stages=c_stages,
+        d_stages=d_stages,
+        smem_bytes=fixed + ab_stages * stage,
+        accumulator_registers=accumulators,
+    )

@@ -1,0 +1,153 @@
+"""How every role of a CTA sees the same sequence of works.
+
+`LocalStream`: each role decodes the scheduler's cursor by itself; used when the next cursor is a formula.
+`RingStream`:  one warp of the cluster draws cursors and broadcasts decoded works through a small shared-memory ring to
+               every CTA of the cluster; used when a draw is an atomic or a search is expensive.
+
+Both give `first() -> WorkCursor` and `next(cursor) -> WorkCursor`; a role loops `while cursor.work.is_valid`.
+
+Ring protocol (S = `WORK_RING_STAGES`, n = reading warps per CTA):
+
+| barrier | arrivals to complete | arrives | waits |
+|---|---|---|---|
+| `full[s]` of every CTA | 1 + 16 bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
+| `empty[s]` of CTA 0 | cluster size * n | lane 0 of every reading warp, remotely | the drawing warp |
+
+Tail: the drawing warp leaves only when all slots are empty again, so no CTA exits while a peer still signals it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Int32
+from cutlass._mlir.dialects.nvvm import MemScopeKind
+
+from .gemm_work import WorkDesc
+
+SLOT_WORDS = 4  # tile_m, tile_n, problem, is_valid
+
+
+class WorkCursor(NamedTuple):
+    """A work and the place in the stream it came from (stream-specific: linear cursor, or ring slot and phase)."""
+
+    work: WorkDesc
+    position: Int32
+    phase: Int32
+
+
+@dataclass(frozen=True)
+class LocalStream:
+    """Every caller walks the schedule alone."""
+
+    scheduler: Any
+    params: Any
+    cta_m: Int32
+    cta_n: Int32
+
+    @cute.jit
+    def first(self) -> WorkCursor:
+        position = self.scheduler.initial_cursor()
+        return WorkCursor(self.scheduler.work_at(self.params, position, self.cta_m, self.cta_n), position, Int32(0))
+
+    @cute.jit
+    def next(self, cursor: WorkCursor) -> WorkCursor:
+        position = self.scheduler.next_cursor(self.params, cursor.position)
+        return WorkCursor(self.scheduler.work_at(self.params, position, self.cta_m, self.cta_n), position, Int32(0))
+
+
+@dataclass(frozen=True)
+class WorkRing:
+    """Shared memory of the ring in this CTA: mbarriers full[S], empty[S] and the slots."""
+
+    barriers: cute.Pointer
+    slots: cute.Pointer
+    stages: int
+    cluster_size: int
+    reading_warps: int
+
+    def full(self, stage: Int32):
+        return self.barriers + stage
+
+    def empty(self, stage: Int32):
+        return self.barriers + self.stages + stage
+
+    @cute.jit
+    def initialise(self):
+        """One thread of the CTA, before the cluster-wide barrier-init fence."""
+        for s in cutlass.range_constexpr(self.stages):
+            cute.arch.mbarrier_init(self.full(s), 1)
+            cute.arch.mbarrier_init(self.empty(s), self.cluster_size * self.reading_warps)
+
+
+@dataclass(frozen=True)
+class RingStream:
+    """Reads what the drawing warp broadcast; the first work needs no draw."""
+
+    scheduler: Any
+    params: Any
+    cta_m: Int32
+    cta_n: Int32
+    ring: WorkRing
+
+    @cute.jit
+    def first(self) -> WorkCursor:
+        work = self.scheduler.work_at(self.params, self.scheduler.initial_cursor(), self.cta_m, self.cta_n)
+        return WorkCursor(work, Int32(0), Int32(0))
+
+    @cute.jit
+    def next(self, cursor: WorkCursor) -> WorkCursor:
+        """All 32 lanes of a reading warp."""
+        cute.arch.mbarrier_wait(self.ring.full(cursor.position), cursor.phase)
+        slot = cute.make_tensor(self.ring.slots + cursor.position * SLOT_WORDS, SLOT_WORDS)
+        work = WorkDesc(
+            tile_m=slot[0] + self.cta_m,
+            tile_n=slot[1] + self.cta_n,
+            problem=slot[2],
+            is_valid=Boolean(slot[3] != 0),
+        )
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.ring.empty(cursor.position), Int32(0), scope=MemScopeKind.CLUSTER)
+        wraps = cursor.position + 1 == self.ring.stages
+        return WorkCursor(
+            work,
+            Int32(0) if wraps else cursor.position + 1,
+            cursor.phase ^ 1 if wraps else cursor.phase,
+        )
+
+    @cute.jit
+    def draw_all(self, counter: cute.Tensor):
+        """The drawing warp, in CTA 0 of the cluster: broadcast works until an invalid one, then wait for the readers."""
+        lane = cute.arch.lane_idx()
+        stage, phase = Int32(0), Int32(1)
+        is_valid = self.first().work.is_valid
+        while is_valid:
+            cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
+            position = Int32(0)
+            if lane == 0:
+                position = self.scheduler.draw(self.params, counter.iterator)
+            position = cute.arch.shuffle_sync(position, 0)
+            work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
+            if lane < self.ring.cluster_size:
+                cute.arch.mbarrier_arrive_and_expect_tx(
+                    self.ring.full(stage), SLOT_WORDS * 4, lane, scope=MemScopeKind.CLUSTER
+                )
+                cute.arch.store_async_dsmem(
+                    (self.ring.slots + stage * SLOT_WORDS).align(SLOT_WORDS * 4),
+                    (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid)),
+                    self.ring.full(stage),
+                    lane,
+                )
+            is_valid = work.is_valid
+            stage += 1
+            if stage == self.ring.stages:
+                stage = Int32(0)
+                phase ^= 1
+        for _ in cutlass.range_constexpr(self.ring.stages):
+            cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
+            stage += 1
+            if stage == self.ring.stages:
+                stage = Int32(0)
+                phase ^= 1
