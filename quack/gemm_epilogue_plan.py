@@ -123,12 +123,13 @@ class DefaultCommit(EpiloguePlan):
     def store_elements(self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, values: cute.Tensor):
         """D whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
         coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
+        d, base = io.d, frag.base  # locals: the tracer would carry the whole objects through the `if`
+        row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
         for v in cutlass.range_constexpr(cute.size(values)):
-            m, n = coordinates[frag.base + v]
-            m = m + ctx.row + ctx.slab_rows[frag.slab]
-            n = n + ctx.col
-            if m < ctx.rows and n < ctx.cols:
-                io.d[m, n] = values[v]
+            m = coordinates[base + v][0] + row
+            n = coordinates[base + v][1] + col
+            if m < rows and n < cols:
+                d[m, n] = values[v]
 
     @cute.jit
     def drain(self, is_store_warp: cutlass.Boolean):
@@ -142,13 +143,14 @@ def load_c_elements(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment
     """C that TMA cannot address: predicated element loads, 0 outside the problem."""
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
     coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
+    c, base = io.c, frag.base  # locals: the tracer would carry the whole objects through the `if`
+    row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
     for v in cutlass.range_constexpr(cute.size(values)):
-        m, n = coordinates[frag.base + v]
-        m = m + ctx.row + ctx.slab_rows[frag.slab]
-        n = n + ctx.col
+        m = coordinates[base + v][0] + row
+        n = coordinates[base + v][1] + col
         value = Float32(0.0)
-        if m < ctx.rows and n < ctx.cols:
-            value = io.c[m, n].to(Float32)
+        if m < rows and n < cols:
+            value = c[m, n].to(Float32)
         values[v] = value
     return values
 
