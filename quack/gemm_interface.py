@@ -42,7 +42,7 @@ def _launch(
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
-        key = (
+        key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def gemm(
     """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
 
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
-    `torch._scaled_mm`, adds partial sums of 128 products in fp32.
+    `torch._scaled_mm`, adds partial sums of 128 or 256 products in fp32.
     dynamic_scheduler: draw tiles from an atomic counter (uneven clocks or a shared GPU).
     Not built yet and refused: varlen, gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
     """

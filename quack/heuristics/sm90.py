@@ -22,21 +22,41 @@ TILE_START_NS = 700.0  # pipeline fill of a tile
 LAUNCH_NS = 2500.0
 
 # (tile_m, tile_n, pingpong) and the share of the MMA rate its mainloop reaches.
-TILES = {
+TILES_16BIT = {
     (128, 256, False): 1.00,
     (256, 128, False): 0.99,
     (128, 192, True): 0.97,
-    (128, 192, False): 0.94,
+    (128, 192, False): 0.97,
+    (128, 128, True): 0.96,
     (64, 256, True): 0.92,
-    (128, 128, True): 0.92,
     (128, 128, False): 0.90,
     (64, 192, True): 0.88,
     (128, 96, True): 0.80,
-    (64, 128, True): 0.78,
+    (64, 128, True): 0.80,
     (128, 64, True): 0.70,
     (64, 64, True): 0.50,
     (64, 32, True): 0.30,
     (64, 16, True): 0.16,
+}
+TILES_FP8_FAST = TILES_16BIT | {
+    (128, 256, False): 0.96,
+    (256, 128, False): 0.95,
+    (128, 192, True): 1.00,
+    (128, 192, False): 0.95,
+    (128, 128, True): 0.99,
+    (64, 256, True): 0.97,
+}
+# Partial sums take registers, so tiles are narrower; cooperative warpgroups add while the other multiplies.
+TILES_FP8_PRECISE = {
+    (128, 192, False): 0.92,
+    (128, 176, False): 0.91,
+    (128, 160, False): 0.88,
+    (128, 128, False): 0.80,
+    (64, 128, True): 0.68,
+    (128, 64, False): 0.60,
+    (64, 64, True): 0.40,
+    (64, 32, True): 0.24,
+    (64, 16, True): 0.13,
 }
 CLUSTERS = ((2, 1), (1, 2), (1, 1))
 
@@ -60,9 +80,7 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     tiles = tiles_m * tiles_n * shape.batch
     waves = math.ceil(tiles / sms)
     k = math.ceil(shape.k / config.tile_k) * config.tile_k
-    efficiency = TILES.get((config.tile_m, config.tile_n, config.pingpong), 0.5)
-    if not spec.fast_accum:
-        efficiency *= 0.9
+    efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[operands.a.dtype.bits] * efficiency)
     traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / L2_BYTES_PER_NS
     outputs = operands.d.dtype.bytes + (operands.c.dtype.bytes if operands.c is not None else 0)
@@ -70,7 +88,15 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     exposed = drain * (1 if config.pingpong else waves)
     moved = shape.batch * ((shape.m + shape.n) * shape.k * size + shape.m * shape.n * outputs)
     compute = waves * (max(mma, traffic) + (0 if config.pingpong else TILE_START_NS)) + exposed
-    return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS)
+    # The last term breaks ties among memory-bound configurations in favour of the one with slack.
+    return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS) + 0.02 * compute
+
+
+def tile_efficiency(spec: GemmSpec) -> dict[tuple[int, int, bool], float]:
+    """The tiles worth trying for this accumulation mode, and how well they run."""
+    if not spec.operands.a.dtype.is_fp8:
+        return TILES_16BIT
+    return TILES_FP8_FAST if spec.fast_accum else TILES_FP8_PRECISE
 
 
 def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> list[Candidate]:
@@ -79,7 +105,7 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
     for spec, extents in ((base, shape), (swapped, shape.swapped())):
         if spec is None:
             continue
-        for tile_m, tile_n, pingpong in TILES:
+        for tile_m, tile_n, pingpong in tile_efficiency(spec):
             for cluster_m, cluster_n in CLUSTERS:
                 config = GemmConfig(
                     tile_m,

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortSource, PortSpec

@@ -11,9 +11,9 @@ ARCH_OF_CAPABILITY = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_103a", 
 
 
 class Device(NamedTuple):
-    """index: CUDA ordinal; sms: streaming multiprocessors."""
+    """ordinal: CUDA device number; sms: streaming multiprocessors."""
 
-    index: int
+    ordinal: int
     arch: str
     sms: int
 

@@ -3,8 +3,9 @@
 `prepare` validates, chooses a configuration and loads the kernel; `GemmPlan.run` is one positional TVM-FFI call.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -67,7 +68,7 @@ class GemmPlan:
 
     def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
         self.spec = spec
-        self.device = device.index
+        self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec)
         self.swapped = spec.config.swap_ab
         self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)

@@ -8,12 +8,12 @@ import pickle
 import sys
 import traceback
 
+from .compile import write_object
+
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    from .compile import write_object
-
     while True:
         try:
             spec, path = pickle.load(sys.stdin.buffer)

@@ -9,7 +9,7 @@ other drains.
 | load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
 | draw works (warp 1 of CTA 0, dynamic only) | `ring.empty[s]` | `ring.full[s]` of every CTA | the tile counter |
 | load C (warp 2, if C is TMA-addressable) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
-| MMA and epilogue (4 per warpgroup, 160-240) | `ab.full[s]`, turn, `c.full[e]`, next work | `ab.empty[s]`, turn, `c.empty[e]`, TMA store | accumulators, `sD` ring |
+| MMA, epilogue (4 a warpgroup, 160-240) | `ab.full[s]`, turn, `c.full[e]`, work | `ab.empty[s]`, turn, `c.empty[e]`, store | accumulators, `sD` |
 
 | barrier | stages | arrivals to complete | first wait passes for | reused when |
 |---|---|---|---|---|
@@ -446,19 +446,86 @@ class GemmSm90(GemmBase):
     def multiply_promoting(
         self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState
     ) -> PipelineState:
-        """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so every k tile (128
-        elements) is summed from zero and added to the fp32 accumulators by the CUDA cores."""
+        """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so one or two k tiles (128
+        elements each) are summed from zero and added to the fp32 accumulators by the CUDA cores. Completes the tile."""
         team.accumulators.fill(0.0)
+        if cutlass.const_expr(self.resources.partials == 2):
+            state = self.promote_in_turns(cta, team, k_tiles, state)
+        else:
+            state = self.promote_in_pairs(cta, team, k_tiles, state)
+        return state
+
+    @cute.jit
+    def promote_in_pairs(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
+        """One partial sum over two k tiles; the warpgroup that shares the tile multiplies while this one adds."""
         partial = cute.make_rmem_tensor(team.accumulators.shape, Float32)
-        for _ in cutlass.range(k_tiles, unroll=1):
+        done = state.clone()
+        for _ in cutlass.range(k_tiles // 2, unroll=1):
+            self.start_partial(cta, team, partial, state)
+            state.advance()
             cta.ab.consumer_wait(state)
-            warpgroup.fence()
-            self.issue_k_tile(team, partial, state.index, from_zero=True)
-            warpgroup.wait_group(0)
-            cta.ab.consumer_release(state)
-            team.accumulators.store(team.accumulators.load() + partial.load())
+            self.issue_k_tile(team, partial, state.index, from_zero=False)
+            state.advance()
+            warpgroup.wait_group(1)
+            cta.ab.consumer_release(done)
+            done.advance()
+            self.finish_partial(cta, team, partial, done, in_flight=0)
+            done.advance()
+        if k_tiles % 2 == 1:
+            self.start_partial(cta, team, partial, state)
+            self.finish_partial(cta, team, partial, state, in_flight=0)
             state.advance()
         return state
+
+    @cute.jit
+    def promote_in_turns(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
+        """Two partial sums: one is multiplied while the other is added. `state` runs one k tile ahead of `done`."""
+        even = cute.make_rmem_tensor(team.accumulators.shape, Float32)
+        odd = cute.make_rmem_tensor(team.accumulators.shape, Float32)
+        done = state.clone()
+        if k_tiles > 0:
+            self.start_partial(cta, team, even, state)
+            state.advance()
+        for _ in cutlass.range((k_tiles - 1) // 2, unroll=1):
+            self.start_partial(cta, team, odd, state)
+            state.advance()
+            self.finish_partial(cta, team, even, done, in_flight=1)
+            done.advance()
+            self.start_partial(cta, team, even, state)
+            state.advance()
+            self.finish_partial(cta, team, odd, done, in_flight=1)
+            done.advance()
+        if k_tiles > 0:
+            if k_tiles % 2 == 0:
+                self.start_partial(cta, team, odd, state)
+                state.advance()
+                self.finish_partial(cta, team, even, done, in_flight=1)
+                done.advance()
+                self.finish_partial(cta, team, odd, done, in_flight=0)
+            else:
+                self.finish_partial(cta, team, even, done, in_flight=0)
+        return state
+
+    @cute.jit
+    def start_partial(self, cta: CtaContext, team: "MmaTeam", partial: cute.Tensor, state: PipelineState):
+        """Issue one k tile into `partial`, from zero."""
+        cta.ab.consumer_wait(state)
+        warpgroup.fence()
+        self.issue_k_tile(team, partial, state.index, from_zero=True)
+
+    @cute.jit
+    def finish_partial(
+        self,
+        cta: CtaContext,
+        team: "MmaTeam",
+        partial: cute.Tensor,
+        state: PipelineState,
+        in_flight: cutlass.Constexpr[int],
+    ):
+        """Wait for `partial` (issued before the last `in_flight` ones), give its stage back, add it."""
+        warpgroup.wait_group(in_flight)
+        cta.ab.consumer_release(state)
+        team.accumulators.store(team.accumulators.load() + partial.load())
 
     @cute.jit
     def issue_k_tile(
