@@ -119,11 +119,11 @@ def rival(case: Case):
     return lambda a, b, out: gemm(a, b, out=out)
 
 
-def chosen_config(a: torch.Tensor, b: torch.Tensor) -> str:
+def chosen_config(a: torch.Tensor, b: torch.Tensor, fast_accum: bool) -> str:
     try:
         from quack.gemm_interface import explain_config
 
-        return explain_config(a, b)
+        return explain_config(a, b, fast_accum)
     except Exception as error:
         return f"default ({type(error).__name__} in explain_config)"
 
@@ -271,7 +271,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.tune is not None:
             rows = tune(bench, args.tune)
         else:
-            rows = bench.measure(name, {version or chosen_config(*bench.sets[0][:2]): make(case)}, ROUNDS)
+            rows = bench.measure(
+                name, {version or chosen_config(*bench.sets[0][:2], case.dtype == "fp8_fast"): make(case)}, ROUNDS
+            )
         for row in rows:
             recorder.add(row)
         del bench

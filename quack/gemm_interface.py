@@ -38,23 +38,26 @@ def _launch(
     beta: Scalar = 1.0,
     fast_accum: bool = False,
     config: Optional[GemmConfig] = None,
+    dynamic: bool = False,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
+    if C is not None and not isinstance(beta, torch.Tensor) and beta == 0.0:
+        C = None  # as in BLAS: NaN in C does not matter then
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
-            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config,
+            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
-        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config))  # says what is wrong
+        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))  # says what is wrong
         raise
     plain = C is None and bias is None and type(alpha) is float and alpha == 1.0
     if not plain:
         key = (*key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta))
     plan = _plans.get(key)
     if plan is None:
-        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config))
+        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -64,7 +67,7 @@ def _launch(
     if plain:
         plan.run(A, B, None, out, None)
         return
-    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config)
+    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic)
     if C is not None and overlaps(out, C) and (d_ptr, out.stride()) != (C.data_ptr(), C.stride()):
         raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
     plan.run(A, B, C, out, port_values(request))
@@ -209,8 +212,7 @@ def gemm(
         value, tensor = _split_scalar(alpha)
         _gemm_op(A, B, out, None, bias, value, 1.0, tensor, None, fast_accum)
         return out
-    config = _dynamic_config(A, B, out, bias=bias, alpha=alpha, fast_accum=fast_accum) if dynamic_scheduler else None
-    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, config)
+    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler)
     return out
 
 
@@ -238,8 +240,7 @@ def gemm_add(
         else:
             _gemm_op(A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor)
         return out
-    config = _dynamic_config(A, B, out, C=C, alpha=alpha, beta=beta) if dynamic_scheduler else None
-    _launch(A, B, out, C, None, alpha, beta, False, config)
+    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler)
     return out
 
 
@@ -329,9 +330,7 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
-        if dynamic_scheduler and config is None:
-            config = _dynamic_config(A, B, out, C=C, bias=bias, alpha=alpha, beta=beta, fast_accum=fast_accum)
-        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config)
+        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler)
 
     __call__ = fn
 
@@ -342,12 +341,6 @@ gemm_tuned = _Tuned()
 def default_config(device: torch.device) -> GemmConfig:
     """A configuration that is legal for plain 16-bit GEMMs on `device`."""
     return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
-
-
-def _dynamic_config(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, **options) -> GemmConfig:
-    """The configuration that would be chosen, with the dynamic scheduler."""
-    plan = prepare(GemmRequest(A, B, out, **options))
-    return GemmConfig() if isinstance(plan, EmptyPlan) else replace(plan.spec.config, is_dynamic_persistent=True)
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:

@@ -42,6 +42,7 @@ class GemmRequest:
     beta: ScalarLike = 1.0
     fast_accum: bool = False
     config: Optional[GemmConfig] = None
+    dynamic: bool = False  # draw tiles from a counter, if no configuration is pinned
 
     def epilogue_values(self) -> list[tuple[str, PortKind, Any]]:
         """(mixin, port kind, value) of every active term with a port, in the order the kernel applies them."""
@@ -124,6 +125,8 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     swapped = replace(swapped, arch=device.arch)
     if request.config is None:
         spec = heuristics.choose(base, shape, device.sms, swapped)
+        if request.dynamic:
+            spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
     else:
         chosen = swapped if request.config.swap_ab else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))

@@ -7,9 +7,9 @@ other drains.
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
 | load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
-| draw works (warp 1 of CTA 0, dynamic only) | `ring.empty[s]` | `ring.full[s]` of every CTA | the tile counter |
-| load C (warp 2, if C is TMA-addressable) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
-| MMA, epilogue (4 a warpgroup, 160-240) | `ab.full[s]`, turn, `c.full[e]`, work | `ab.empty[s]`, turn, `c.empty[e]`, store | accumulators, `sD` |
+| draw works (warp 1 of CTA 0, if dynamic) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
+| MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
 
 | barrier | stages | arrivals to complete | first wait passes for | reused when |
 |---|---|---|---|---|
