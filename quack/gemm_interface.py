@@ -192,7 +192,7 @@ def gemm(
     """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
 
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
-    `torch._scaled_mm`, adds partial sums of 128 or 256 products in fp32.
+    `torch._scaled_mm`, adds partial sums of 128 products in fp32.
     dynamic_scheduler: draw tiles from an atomic counter (uneven clocks or a shared GPU).
     Not built yet and refused: varlen, gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
     """

@@ -262,6 +262,7 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
     assert used and allocated, report
     return {
         "registers": int(used[1]),
+        "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
         "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
         "smem_bytes": int(allocated[1]),
         "wgmma": ptx.count("wgmma.mma_async"),

@@ -107,9 +107,9 @@ class GemmSm90(GemmBase):
 
     # ---- host set-up ----------------------------------------------------------------------------------------------
 
-    def make_tiled_mma(self, warpgroups: Optional[int] = None) -> cute.TiledMma:
-        """wgmma 64 x tile_n per warpgroup, `warpgroups` of them stacked along M."""
-        return sm90_utils.make_trivial_tiled_mma(
+    def make_tiled_mma(self, warpgroups: Optional[int] = None, accumulate: bool = True) -> cute.TiledMma:
+        """wgmma 64 x tile_n per warpgroup, `warpgroups` (default: all that share a tile) stacked along M."""
+        mma = sm90_utils.make_trivial_tiled_mma(
             self.a_dtype,
             self.b_dtype,
             operand_layout(self.specs.a).sm90_mma_major_mode(),
@@ -118,6 +118,8 @@ class GemmSm90(GemmBase):
             (warpgroups or self.sharing, 1, 1),
             tiler_mn=(SLAB_M, self.config.tile_n),
         )
+        mma.set(warpgroup.Field.ACCUMULATE, accumulate)
+        return mma
 
     def smem_layout_a(self):
         return sm90_utils.make_smem_layout_a(
@@ -347,12 +349,9 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(self.config.pingpong):
             share = Int32(0)
         thread_mma = tiled_mma.get_slice(share * WARPGROUP_THREADS)
-        zeroing_mma = self.make_tiled_mma()
-        zeroing_mma.set(warpgroup.Field.ACCUMULATE, False)
-        tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
         return MmaTeam(
             tiled_mma=tiled_mma,
-            zeroing_mma=zeroing_mma,
+            zeroing_mma=self.make_tiled_mma(accumulate=False),
             tCrA=tiled_mma.make_fragment_A(thread_mma.partition_A(cta.smem.a)),
             tCrB=tiled_mma.make_fragment_B(thread_mma.partition_B(cta.smem.b)),
             accumulators=cute.make_rmem_tensor(
@@ -446,86 +445,23 @@ class GemmSm90(GemmBase):
     def multiply_promoting(
         self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState
     ) -> PipelineState:
-        """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so one or two k tiles (128
-        elements each) are summed from zero and added to the fp32 accumulators by the CUDA cores. Completes the tile."""
+        """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so every k tile (128
+        elements) is summed from zero and added to the fp32 accumulators by the CUDA cores. Completes the tile.
+
+        The other warpgroup of the tile multiplies meanwhile. NOTE: keeping a second partial sum of this warpgroup in
+        flight makes ptxas serialise every wgmma (C7514), 30 % slower; see docs/measured_facts.md.
+        """
         team.accumulators.fill(0.0)
-        if cutlass.const_expr(self.resources.partials == 2):
-            state = self.promote_in_turns(cta, team, k_tiles, state)
-        else:
-            state = self.promote_in_pairs(cta, team, k_tiles, state)
-        return state
-
-    @cute.jit
-    def promote_in_pairs(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
-        """One partial sum over two k tiles; the warpgroup that shares the tile multiplies while this one adds."""
         partial = cute.make_rmem_tensor(team.accumulators.shape, Float32)
-        done = state.clone()
-        for _ in cutlass.range(k_tiles // 2, unroll=1):
-            self.start_partial(cta, team, partial, state)
-            state.advance()
+        for _ in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(state)
-            self.issue_k_tile(team, partial, state.index, from_zero=False)
-            state.advance()
-            warpgroup.wait_group(1)
-            cta.ab.consumer_release(done)
-            done.advance()
-            self.finish_partial(cta, team, partial, done, in_flight=0)
-            done.advance()
-        if k_tiles % 2 == 1:
-            self.start_partial(cta, team, partial, state)
-            self.finish_partial(cta, team, partial, state, in_flight=0)
+            warpgroup.fence()
+            self.issue_k_tile(team, partial, state.index, from_zero=True)
+            warpgroup.wait_group(0)
+            cta.ab.consumer_release(state)
+            team.accumulators.store(team.accumulators.load() + partial.load())
             state.advance()
         return state
-
-    @cute.jit
-    def promote_in_turns(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
-        """Two partial sums: one is multiplied while the other is added. `state` runs one k tile ahead of `done`."""
-        even = cute.make_rmem_tensor(team.accumulators.shape, Float32)
-        odd = cute.make_rmem_tensor(team.accumulators.shape, Float32)
-        done = state.clone()
-        if k_tiles > 0:
-            self.start_partial(cta, team, even, state)
-            state.advance()
-        for _ in cutlass.range((k_tiles - 1) // 2, unroll=1):
-            self.start_partial(cta, team, odd, state)
-            state.advance()
-            self.finish_partial(cta, team, even, done, in_flight=1)
-            done.advance()
-            self.start_partial(cta, team, even, state)
-            state.advance()
-            self.finish_partial(cta, team, odd, done, in_flight=1)
-            done.advance()
-        if k_tiles > 0:
-            if k_tiles % 2 == 0:
-                self.start_partial(cta, team, odd, state)
-                state.advance()
-                self.finish_partial(cta, team, even, done, in_flight=1)
-                done.advance()
-                self.finish_partial(cta, team, odd, done, in_flight=0)
-            else:
-                self.finish_partial(cta, team, even, done, in_flight=0)
-        return state
-
-    @cute.jit
-    def start_partial(self, cta: CtaContext, team: "MmaTeam", partial: cute.Tensor, state: PipelineState):
-        """Issue one k tile into `partial`, from zero."""
-        cta.ab.consumer_wait(state)
-        warpgroup.fence()
-        self.issue_k_tile(team, partial, state.index, from_zero=True)
-
-    @cute.jit
-    def finish_partial(
-        self,
-        cta: CtaContext,
-        team: "MmaTeam",
-        partial: cute.Tensor,
-        state: PipelineState,
-        in_flight: cutlass.Constexpr[int],
-    ):
-        """Wait for `partial` (issued before the last `in_flight` ones), give its stage back, add it."""
-        warpgroup.wait_group(in_flight)
-        cta.ab.consumer_release(state)
-        team.accumulators.store(team.accumulators.load() + partial.load())
 
     @cute.jit
     def issue_k_tile(

@@ -29,7 +29,6 @@ class Sm90Resources:
     d_stages: int  # per MMA warpgroup
     smem_bytes: int
     accumulator_registers: int  # with the partial sums of precise fp8 accumulation
-    partials: int  # partial sums next to the accumulators: 0, or 1 or 2 without fast_accum
 
     @property
     def threads(self) -> int:
@@ -81,10 +80,7 @@ def resources(
         fixed += c_stages * subtile * operands.c.dtype.bytes
     stage = config.tile_k * (config.tile_m * operands.a.dtype.bytes + config.tile_n * operands.b.dtype.bytes)
     ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
-    accumulators = slabs * config.tile_n // 2
-    partials = 0
-    if not fast_accum:
-        partials = 2 if 3 * accumulators + EPILOGUE_REGISTERS <= MMA_REGISTERS[warpgroups] else 1
+    accumulators = slabs * config.tile_n // 2 * (1 if fast_accum else 2)
     return Sm90Resources(
         mma_warpgroups=warpgroups,
         slabs=slabs,
@@ -93,6 +89,5 @@ def resources(
         c_stages=c_stages,
         d_stages=d_stages,
         smem_bytes=fixed + ab_stages * stage,
-        accumulator_registers=accumulators * (1 + partials),
-        partials=partials,
+        accumulator_registers=accumulators,
     )
