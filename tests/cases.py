@@ -146,7 +146,7 @@ def make_view(
     batch, rows, cols = shape
     length, lines = (cols, rows) if unit == 2 else (rows, cols)
     per_16_bytes = TMA_BYTES // dtype.itemsize
-    step, shift = length, 0
+    step, shift = max(length, 1), 0  # as torch strides empty tensors
     if pitch == "padded":
         step = (-(-length // per_16_bytes) + 1) * per_16_bytes
     elif pitch == "odd":
@@ -157,7 +157,7 @@ def make_view(
         line_stride, batch_stride = step * count, step
     elif batching == "expanded":
         batch_stride = 0
-    used = max(step, 1) * max(lines, 1) * (1 if batching == "expanded" else max(count, 1))
+    used = step * max(lines, 1) * (1 if batching == "expanded" else max(count, 1))
     buffer = torch.empty(2 * GUARD + used, dtype=dtype, device=device)
     if fill:
         poison(buffer)

@@ -92,8 +92,8 @@ def check(case: Case, out: torch.Tensor, expected: Reference) -> None:
         f"Frobenius error {error.norm().item():.3e} > {bound.item():.3e} "
         f"(relative {relative_error(out, exact):.2e}, rounding {rounding:.1e}, accumulation {acc:.1e})"
     )
-    # The last term: fp8 outputs below the smallest normal number lose bits.
-    bounds = u * exact.abs() * 1.0001 + ELEMENT_FACTOR * acc * size + 0.5 * torch.finfo(out.dtype).smallest_normal * u * 2
+    subnormal = u * torch.finfo(out.dtype).smallest_normal  # half the step between numbers below that
+    bounds = u * exact.abs() * 1.0001 + ELEMENT_FACTOR * acc * size + subnormal
     worse = error > bounds
     assert not worse.any(), (
         f"{int(worse.sum())} of {out.numel()} elements beyond their bound, first at {_first(worse)}: "

@@ -15,7 +15,7 @@ from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
 MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
-L2_BYTES_PER_NS = 44.0  # one SM, sustained, after multicast
+L2_BYTES_PER_NS = 70.0  # one SM, sustained, after multicast
 HBM_BYTES_PER_NS = 4100.0  # whole device
 STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
 TILE_START_NS = 700.0  # pipeline fill of a tile
@@ -25,9 +25,9 @@ LAUNCH_NS = 2500.0
 TILES_16BIT = {
     (128, 256, False): 1.00,
     (256, 128, False): 0.99,
-    (128, 192, True): 0.97,
+    (128, 192, True): 0.985,
     (128, 192, False): 0.97,
-    (128, 128, True): 0.96,
+    (128, 128, True): 0.91,
     (64, 256, True): 0.92,
     (128, 128, False): 0.90,
     (64, 192, True): 0.88,
@@ -39,17 +39,17 @@ TILES_16BIT = {
     (64, 16, True): 0.16,
 }
 TILES_FP8_FAST = TILES_16BIT | {
-    (128, 256, False): 0.96,
-    (256, 128, False): 0.95,
+    (128, 256, False): 0.94,
+    (256, 128, False): 0.93,
     (128, 192, True): 1.00,
-    (128, 192, False): 0.95,
+    (128, 192, False): 0.93,
     (128, 128, True): 0.99,
     (64, 256, True): 0.97,
 }
 # Partial sums take registers, so tiles are narrower; cooperative warpgroups add while the other multiplies.
 TILES_FP8_PRECISE = {
-    (128, 192, False): 0.92,
-    (128, 176, False): 0.91,
+    (128, 192, False): 0.90,
+    (128, 176, False): 0.93,
     (128, 160, False): 0.88,
     (128, 128, False): 0.80,
     (64, 128, True): 0.68,
@@ -134,7 +134,7 @@ def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpe
 
 def swizzle_size(shape: GemmShape, cluster_tile_m: int, cluster_tile_n: int) -> int:
     """Cluster tiles across one L2 strip; strips run along M, so they are cut along N."""
-    return max(1, min(8, math.ceil(shape.n / cluster_tile_n)))
+    return max(1, min(4, math.ceil(shape.n / cluster_tile_n)))
 
 
 def explain(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> str:

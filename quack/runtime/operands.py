@@ -37,11 +37,13 @@ def byte_span(tensor: torch.Tensor) -> int:
 
 
 def describe(
-    name: str, tensor: torch.Tensor, *, transposed: bool, prefer: Optional[Major] = None
+    name: str, tensor: torch.Tensor, *, transposed: bool, prefer: Optional[Major] = None, is_output: bool = False
 ) -> tuple[OperandSpec, bool]:
     """(spec, needs_copy) of a matrix or batch of matrices.
 
     transposed: torch holds (inner, outer). prefer: the major to choose when extents of 1 leave a choice.
+    is_output: TMA stores write whole 16-byte chunks, also at the end of a row (measured on an H200), so the extent of the
+    contiguous dimension must be a multiple of 16 bytes as well, or the elements behind it would be overwritten.
     needs_copy: strides or base address are not multiples of 16 bytes, which TMA loads need; the spec then describes the
     tensor as it is, with the alignment that it has.
     """
@@ -56,14 +58,18 @@ def describe(
             aligned = tensor.data_ptr() % TMA_ALIGN_BYTES == 0 and all(
                 tensor.shape[d] <= 1 or tensor.stride(d) * size % TMA_ALIGN_BYTES == 0 for d in steps
             )
+            if is_output:
+                aligned = aligned and tensor.shape[unit] * size % TMA_ALIGN_BYTES == 0
             is_unit = tensor.stride(unit) == 1 and tensor.shape[unit] > 1
-            choices.append((aligned, major is prefer, is_unit, major))
+            # wgmma reads fp8 with the preferred major only; otherwise being aligned spares a copy.
+            wanted = major is prefer
+            choices.append(((wanted, aligned, is_unit) if size == 1 else (aligned, wanted, is_unit), aligned, major))
     if not choices:
         raise ValueError(
             f"{name} with shape {tuple(tensor.shape)} has strides {tensor.stride()}: one of the last two must be 1; "
             f"pass {name}.contiguous()"
         )
-    aligned, _, _, major = max(choices, key=lambda c: c[:3])
+    _, aligned, major = max(choices, key=lambda c: c[0])
     align = TMA_ALIGN_BYTES if aligned else size
     return OperandSpec(dtype_of(name, tensor), tensor.dim(), transposed, major, align), not aligned
 

@@ -145,7 +145,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     if shape.k == 0:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
-    d, _ = describe("out", request.out, transposed=False)
+    d, _ = describe("out", request.out, transposed=False, is_output=True)
     c = describe("C", request.C, transposed=False)[0] if request.C is not None else None
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
