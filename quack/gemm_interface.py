@@ -18,8 +18,7 @@ import torch
 from .gemm_config import GemmConfig
 from .heuristics import sm90
 from .runtime.device import device_info
-from .runtime.operands import overlaps
-from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, describe_request, port_values, prepare
+from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request, port_values, prepare
 from .runtime.spec import UnsupportedGemm
 
 Scalar = Union[float, torch.Tensor]
@@ -41,8 +40,6 @@ def _launch(
     dynamic: bool = False,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    if C is not None and not isinstance(beta, torch.Tensor) and beta == 0.0:
-        C = None  # as in BLAS: NaN in C does not matter then
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -55,7 +52,10 @@ def _launch(
     plain = C is None and bias is None and type(alpha) is float and alpha == 1.0
     if not plain:
         key = (*key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta))
-    plan = _plans.get(key)
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # an unhashable argument: `prepare` says which
+        plan = None
     if plan is None:
         plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))
         if len(_plans) >= MAX_PLANS:
@@ -68,23 +68,22 @@ def _launch(
         plan.run(A, B, None, out, None)
         return
     request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic)
-    if C is not None and overlaps(out, C) and (d_ptr, out.stride()) != (C.data_ptr(), C.stride()):
-        raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
-    plan.run(A, B, C, out, port_values(request))
+    check_aliases(request)
+    plan.run(A, B, request.used_c, out, port_values(request))
 
 
 def _signature(tensor: object) -> object:
     """Everything about an optional operand that a plan depends on."""
     if not isinstance(tensor, torch.Tensor):
-        return tensor
+        return type(tensor)
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 15)
 
 
 def _scalar_kind(value: object) -> object:
-    """1.0 compiles to nothing; other numbers share one kernel, tensors another per dtype."""
+    """0.0 and 1.0 compile to less; other numbers share one kernel, tensors another per dtype."""
     if isinstance(value, torch.Tensor):
         return (value.shape, value.dtype, value.get_device())
-    return value == 1.0, type(value)
+    return type(value), value in (0.0, 1.0) and value
 
 
 def _output(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype]) -> torch.Tensor:
@@ -126,6 +125,7 @@ def _gemm_op(
     alpha_tensor: Optional[torch.Tensor] = None,
     beta_tensor: Optional[torch.Tensor] = None,
     fast_accum: bool = False,
+    dynamic: bool = False,
 ) -> None:
     _launch(
         A,
@@ -136,11 +136,25 @@ def _gemm_op(
         alpha if alpha_tensor is None else alpha_tensor,
         beta if beta_tensor is None else beta_tensor,
         fast_accum,
+        None,
+        dynamic,
     )
 
 
 @_gemm_op.register_fake
-def _(A, B, out, C=None, bias=None, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None, fast_accum=False) -> None:
+def _(
+    A,
+    B,
+    out,
+    C=None,
+    bias=None,
+    alpha=1.0,
+    beta=1.0,
+    alpha_tensor=None,
+    beta_tensor=None,
+    fast_accum=False,
+    dynamic=False,
+):
     return None
 
 
@@ -154,13 +168,15 @@ def _gemm_add_inplace_op(
     beta: float = 1.0,
     alpha_tensor: Optional[torch.Tensor] = None,
     beta_tensor: Optional[torch.Tensor] = None,
+    dynamic: bool = False,
 ) -> None:
     alpha_value = alpha if alpha_tensor is None else alpha_tensor
-    _launch(A, B, out, out, None, alpha_value, beta if beta_tensor is None else beta_tensor)
+    beta_value = beta if beta_tensor is None else beta_tensor
+    _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic)
 
 
 @_gemm_add_inplace_op.register_fake
-def _(A, B, out, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None) -> None:
+def _(A, B, out, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None, dynamic=False):
     return None
 
 
@@ -210,7 +226,7 @@ def gemm(
         _check_out_dtype(out, out_dtype)
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
-        _gemm_op(A, B, out, None, bias, value, 1.0, tensor, None, fast_accum)
+        _gemm_op(A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler)
         return out
     _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler)
     return out
@@ -227,7 +243,12 @@ def gemm_add(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
 ) -> torch.Tensor:
-    """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place."""
+    """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
+
+    beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
+    """
+    if C is None:
+        raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
     if out is None:
         out = _output(A, B, out_dtype)
     else:
@@ -236,9 +257,9 @@ def gemm_add(
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
         if out is C:
-            _gemm_add_inplace_op(A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor)
+            _gemm_add_inplace_op(A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler)
         else:
-            _gemm_op(A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor)
+            _gemm_op(A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor, False, dynamic_scheduler)
         return out
     _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler)
     return out

@@ -87,6 +87,10 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs) -> Iterator[Leg
     clusters = (config.cluster_m, config.cluster_n)
     if any(c not in CLUSTER_SIZES for c in clusters) or config.cluster_m * config.cluster_n > MAX_CLUSTER:
         yield Legality(f"cluster {clusters} is not made of {CLUSTER_SIZES} with at most {MAX_CLUSTER} CTAs", "(2, 1)")
+    if config.use_tma_gather:
+        yield Legality("use_tma_gather needs TMA gather4, which sm_90a does not have", "use_tma_gather=False")
+    if config.device_capacity != 9:
+        yield Legality(f"device_capacity={config.device_capacity} is for another GPU than sm_90a", "device_capacity=9")
     if config.max_swizzle_size < 1:
         yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
     yield from _multicast_refusals("A", operands.a, config.tile_m, config.cluster_n)

@@ -22,6 +22,7 @@ from .operands import (
     check_scalar,
     describe,
     dtype_of,
+    overlaps,
 )
 from .spec import GemmShape, GemmSpec
 
@@ -44,12 +45,17 @@ class GemmRequest:
     config: Optional[GemmConfig] = None
     dynamic: bool = False  # draw tiles from a counter, if no configuration is pinned
 
+    @property
+    def used_c(self) -> Optional[torch.Tensor]:
+        """C, unless beta is the number 0: as in BLAS it is not read then."""
+        return None if not isinstance(self.beta, torch.Tensor) and self.beta == 0.0 else self.C
+
     def epilogue_values(self) -> list[tuple[str, PortKind, Any]]:
         """(mixin, port kind, value) of every active term with a port, in the order the kernel applies them."""
         terms: list[tuple[str, PortKind, Any]] = []
         if isinstance(self.alpha, torch.Tensor) or self.alpha != 1.0:
             terms.append(("ScaleAccumulator", PortKind.SCALAR, self.alpha))
-        if self.C is not None:
+        if self.used_c is not None:
             if isinstance(self.beta, torch.Tensor) or self.beta != 1.0:
                 terms.append(("AddScaledC", PortKind.SCALAR, self.beta))
             else:
@@ -105,6 +111,18 @@ class EmptyPlan:
         """Leaves the empty output as it is."""
 
 
+def check_aliases(request: GemmRequest) -> None:
+    """`out` may share memory with C if they are the same tensor, and with nothing else."""
+    out, C = request.out, request.C
+    if C is not None and overlaps(out, C):
+        if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
+            raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
+    others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
+    for name, tensor in others.items():
+        if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
+            raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+
+
 def port_values(request: GemmRequest) -> Optional[tuple[Any, ...]]:
     """What the kernel receives for the epilogue ports of this call; None without any."""
     values = [
@@ -140,13 +158,17 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
         check_scalar(name, scalar, request.A.device)
     if request.bias is not None:
         check_bias(request.bias, request.A, shape.n)
+    if not isinstance(request.config, (GemmConfig, type(None))):
+        raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
+    check_aliases(request)
     a, copy_a = describe("A", request.A, transposed=False, prefer=Major.INNER)
     b, copy_b = describe("B", request.B, transposed=True, prefer=Major.INNER)
     if shape.k == 0:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
     d, _ = describe("out", request.out, transposed=False, is_output=True)
-    c = describe("C", request.C, transposed=False)[0] if request.C is not None else None
+    used_c = request.used_c
+    c = describe("C", used_c, transposed=False)[0] if used_c is not None else None
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec("", operands, GemmConfig(), epilogue_specs(request), fast_accum)
