@@ -83,7 +83,7 @@ def _scalar_kind(value: object) -> object:
     """0.0 and 1.0 compile to less; other numbers share one kernel, tensors another per dtype."""
     if isinstance(value, torch.Tensor):
         return (value.shape, value.dtype, value.get_device())
-    return type(value), value in (0.0, 1.0) and value
+    return type(value), value if value in (0.0, 1.0) else None
 
 
 def _output(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype]) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""The compile ledger: what ptxas makes of every shipped kernel, kept in ledger.json.
+
+python tests/unit/ledger.py --write     rewrite it (after a deliberate change of a kernel or of the toolchain)
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
+from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
+from quack.runtime.compile import kernel_facts, toolchain
+from quack.runtime.spec import GemmSpec
+
+PATH = Path(__file__).with_name("ledger.json")
+LINEAR = "quack.epilogue.linear:"
+
+
+def operands(ab: Dtype = Dtype.BF16, d: Dtype = Dtype.BF16, majors: str = "kkn", **d_changes: Any) -> OperandSpecs:
+    """majors: one letter each for A (k or m), B (k or n), D (n or m)."""
+
+    def spec(dtype: Dtype, transposed: bool, inner: bool, **changes: Any) -> OperandSpec:
+        return OperandSpec(dtype, 2, transposed, Major.INNER if inner else Major.OUTER, **changes)
+
+    return OperandSpecs(
+        spec(ab, False, majors[0] == "k"),
+        spec(ab, True, majors[1] == "k"),
+        spec(d, False, majors[2] == "n", **d_changes),
+    )
+
+
+def gemm(config: GemmConfig, specs: OperandSpecs, **changes: Any) -> GemmSpec:
+    return GemmSpec("sm_90a", specs, config.with_tile_k(specs.a.dtype), **changes)
+
+
+def full_epilogue() -> tuple[EpilogueOpSpec, ...]:
+    """alpha (float) * acc + beta (device) * C + row bias + column bias."""
+    host = PortSpec(PortKind.SCALAR, PortSource.HOST)
+    device = PortSpec(PortKind.SCALAR, PortSource.DEVICE, Dtype.FP32, 1)
+    row = PortSpec(PortKind.ROW_VECTOR, PortSource.DEVICE, Dtype.BF16, 1)
+    col = PortSpec(PortKind.COL_VECTOR, PortSource.DEVICE, Dtype.FP32, 2)
+    ports = {"ScaleAccumulator": host, "AddScaledC": device, "RowBias": row, "ColBias": col}
+    return tuple(EpilogueOpSpec(LINEAR + mixin, (port,)) for mixin, port in ports.items())
+
+
+def shipped() -> dict[str, GemmSpec]:
+    """Every tile the heuristics may choose, and every kind of operand, epilogue and schedule on the main ones."""
+    rows: dict[str, GemmSpec] = {}
+
+    def add(name: str, spec: GemmSpec) -> None:
+        rows[f"{name} {spec.config}"] = spec
+
+    def tile(tile_m: int, tile_n: int, pingpong: bool) -> GemmConfig:
+        return GemmConfig(tile_m, tile_n, pingpong=pingpong, cluster_m=2 if tile_n >= 32 else 1)
+
+    fp8 = operands(Dtype.E4M3)
+    for shape in TILES_16BIT:
+        add("bf16 kkn", gemm(tile(*shape), operands()))
+    for shape in TILES_FP8_FAST:
+        if shape[1] >= 128:
+            add("fp8 fast", gemm(tile(*shape), fp8))
+    for shape in TILES_FP8_PRECISE:
+        add("fp8 precise", gemm(tile(*shape), fp8, fast_accum=False))
+
+    cooperative, pingpong = GemmConfig(128, 256), GemmConfig(128, 128, pingpong=True)
+    for config in (cooperative, pingpong, GemmConfig(128, 192, pingpong=True)):
+        for majors in ("mnn", "knm", "mkn"):
+            # Half of a 192-wide N-major tile of B is no whole number of swizzle atoms: multicast A instead.
+            cluster = (1, 2) if config.tile_n == 192 else (2, 1)
+            turned = replace(config, cluster_m=cluster[0], cluster_n=cluster[1])
+            add(f"bf16 {majors}", gemm(turned, operands(majors=majors)))
+        add("fp16 -> fp32", gemm(config, operands(Dtype.FP16, Dtype.FP32)))
+        add("bf16 -> fp8", gemm(config, operands(d=Dtype.E4M3)))
+        if config.tile_n != 192:  # refused: element stores need registers
+            add("bf16 unaligned D", gemm(config, operands(align=2)))
+        add("bf16 dynamic", gemm(replace(config, is_dynamic_persistent=True), operands()))
+        add("bf16 single", gemm(replace(config, is_persistent=False), operands()))
+    for config in (GemmConfig(128, 192), pingpong):
+        for d in (Dtype.BF16, Dtype.FP32):
+            specs = operands(d=d)
+            with_c = specs._replace(c=specs.d)
+            add(f"bf16 -> {d.value} all mixins", gemm(config, with_c, epilogue=full_epilogue()))
+            unaligned = specs._replace(c=replace(specs.d, align=d.bytes))
+            add(f"bf16 -> {d.value} all mixins, unaligned C", gemm(config, unaligned, epilogue=full_epilogue()))
+    return rows
+
+
+def facts(spec: GemmSpec) -> dict[str, int]:
+    """What the ledger keeps: no times."""
+    return {name: value for name, value in kernel_facts(spec).items() if name != "compile_s"}
+
+
+def main() -> None:
+    if sys.argv[1:] != ["--write"]:
+        raise SystemExit(__doc__)
+    rows = {name: facts(spec) for name, spec in sorted(shipped().items())}
+    lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+    kernels = ",\n".join(lines)
+    PATH.write_text(f'{{\n  "toolchain": {json.dumps(toolchain())},\n  "kernels": {{\n{kernels}\n  }}\n}}\n')
+    for name, row in rows.items():
+        if row["spill_bytes"] or row["wgmma_serialized"]:
+            print(f"bad: {name}: {row}")
+    print(f"{len(rows)} kernels -> {PATH}")
+
+
+if __name__ == "__main__":
+    main()
