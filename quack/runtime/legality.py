@@ -6,7 +6,7 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
-from ..sm90.resources import ELEMENT_ACCESS_REGISTERS, EPILOGUE_REGISTERS, MMA_REGISTERS, resources
+from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
 from .spec import GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
@@ -111,9 +111,8 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
-    outputs = [operand for operand in (spec.operands.c, spec.operands.d) if operand is not None]
-    by_element = not all(operand.is_tma for operand in outputs)
-    reserved = ELEMENT_ACCESS_REGISTERS if by_element else EPILOGUE_REGISTERS
+    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma
+    reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS

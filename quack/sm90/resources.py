@@ -15,7 +15,7 @@ WORK_RING_STAGES = 2
 PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
 MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
 EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
-ELEMENT_ACCESS_REGISTERS = 72  # the same where C or D is accessed element by element: 64-bit addresses, predicates
+SIDE_REGISTERS = 96  # the same where C is read or D is stored by element: fragments of C, 64-bit addresses, predicates
 
 
 @dataclass(frozen=True)
