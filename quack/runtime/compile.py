@@ -222,12 +222,6 @@ _in_process = threading.Lock()
 atexit.register(_worker.stop)
 
 
-def warm_up() -> None:
-    """Start the worker, so that its imports overlap with whatever the caller does next."""
-    with _worker.lock:
-        _worker.start()
-
-
 def _needs_this_process(epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
     return any(op.mixin.startswith("__main__:") for op in epilogue)
 
@@ -240,7 +234,11 @@ def compiled_function(spec: GemmSpec) -> Callable[..., None]:
             with _in_process:
                 write_object(spec, str(path))
         else:
+            # Loading needs CuTe DSL in this process too (1.4 s, once): import it while the worker compiles.
+            loader = threading.Thread(target=importlib.import_module, args=("cutlass.cute",), daemon=True)
+            loader.start()
             _worker.compile(spec, path)
+            loader.join()
 
     return load_object(get_or_build(cache_key(spec), ".o", build))
 
