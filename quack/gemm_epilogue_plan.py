@@ -75,7 +75,7 @@ class EpiloguePlan:
     def commit(self, ctx, io, frag, subtile: int, state: EpilogueState) -> EpilogueState:
         raise NotImplementedError
 
-    def drain(self, io_is_tma: bool):
+    def drain(self, is_store_warp: cutlass.Boolean):
         raise NotImplementedError
 
 
