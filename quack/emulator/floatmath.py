@@ -48,6 +48,7 @@ from .formats import (
     decoder,
     encoder,
     flusher,
+    result_flusher,
 )
 
 Operation = Callable[..., Bits]

@@ -122,8 +122,7 @@ def store_async(b: Binder) -> Execute:
     is_reduction = b.instruction.opcode.startswith("red")
     b.ignore("weak", "relaxed", "cluster", "shared::cluster", "mbarrier::complete_tx::bytes")
     operation = b.one_of("add", "min", "max", "and", "or", "xor", "inc", "dec") if is_reduction else "exch"
-    found = b.match(r"v([24])")
-    count = int(found[1]) if found else 1
+    b.match(r"v[24]")
     kind = b.type()
     bits = TYPE_BITS[kind]
     address, sources, barrier_address = b.address(0), b.srcs(1, bits), b.address(2)

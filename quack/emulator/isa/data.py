@@ -10,7 +10,7 @@ from ..observer import Access, Proxy
 from ..opcodes import opcode
 from ..program import CLOCKS, Address, Binder, Execute
 from ..ptx import TYPE_BITS
-from ..values import LANES, MASK, UNSIGNED, row, uniform
+from ..values import LANES, MASK, SIGNED, UNSIGNED, row, signed, uniform
 
 ORDERS = ("weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "mmio")
 SCOPES = ("cta", "cluster", "gpu", "sys")
@@ -348,8 +348,6 @@ def _widen(t: Transfer, is_signed: bool, out_bits: int) -> Any:
     bits = 8 * t.size
     if not is_signed or out_bits <= bits:
         return lambda v: v
-    from ..values import SIGNED, signed
-
     def extend(value: Any) -> Any:
         if value.__class__ is int:
             return signed(value, bits) & MASK[out_bits]

@@ -2,6 +2,7 @@
 
 from typing import Any, Optional
 
+from ..asynchrony import AsyncOp
 from ..barriers import Mbarrier, NamedBarrier
 from ..errors import Misuse, UnknownInstruction
 from ..machine import LANES, Wait
@@ -181,8 +182,6 @@ def mbarrier_pending(b: Binder) -> Execute:
 @opcode("cp.async.mbarrier.arrive", section="9.7.13.15.15")
 def mbarrier_arrive_on_copies(b: Binder) -> Execute:
     """cp.async.mbarrier.arrive[.noinc]: arrives when all earlier cp.async of the thread are done."""
-    from ..asynchrony import AsyncOp
-
     no_increment = b.flag("noinc")
     b.ignore(*_SPACES)
     address = b.address(0)
