@@ -29,10 +29,12 @@ _EXPORTS = {
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", "emulator", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "emulator":
+        return importlib.import_module("quack.emulator")
     if name not in _HOME:
         raise AttributeError(f"module 'quack' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

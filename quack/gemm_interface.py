@@ -17,7 +17,7 @@ import torch
 
 from .gemm_config import GemmConfig
 from .heuristics import sm90
-from .runtime.device import device_info
+from .runtime.device import device_of, emulation_key
 from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request, port_values, prepare
 from .runtime.spec import UnsupportedGemm
 
@@ -49,6 +49,8 @@ def _launch(
     except (AttributeError, RuntimeError):
         prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))  # says what is wrong
         raise
+    if not A.is_cuda:
+        key = (*key, emulation_key())
     plain = C is None and bias is None and type(alpha) is float and alpha == 1.0
     if not plain:
         key = (*key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta))
@@ -368,7 +370,7 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     """Which configuration `gemm(A, B)` uses, its predicted time and resources, and the runners-up."""
     request = GemmRequest(A, B, _output(A, B, out_dtype), fast_accum=fast_accum)
     shape, base, swapped, _ = describe_request(request)
-    device = device_info(A.device.index)
+    device = device_of(A)
     base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
     return sm90.explain(base, shape, device.sms, swapped)
 

@@ -4,7 +4,6 @@ A `Case` is plain data. `operands(case, device)` allocates its tensors: inputs a
 buffers of NaN, so a kernel that reads or writes outside its operands is noticed.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,9 +14,9 @@ from typing import NamedTuple, Optional, Union
 
 import torch
 
+from quack import emulator
 from quack.gemm_config import GemmConfig, RasterOrder
 from quack.heuristics import sm90 as heuristics
-from quack.runtime import operands as operand_rules
 from quack.runtime.legality import legality
 from quack.runtime.plan import GemmRequest, describe_request
 from quack.runtime.spec import GemmSpec, UnsupportedGemm
@@ -211,20 +210,9 @@ def operands(case: Case, device: str = "cuda", fill: bool = True) -> CaseOperand
 # ---- legality ---------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def on_cpu() -> Iterator[None]:
-    """Let the rules about operands accept CPU tensors."""
-    before = operand_rules.DEVICE_TYPE
-    operand_rules.DEVICE_TYPE = "cpu"
-    try:
-        yield
-    finally:
-        operand_rules.DEVICE_TYPE = before
-
-
 def spec_of(case: Case) -> Optional[GemmSpec]:
     """What `quack` compiles for `case` on an H200, None if there is nothing to compute; `UnsupportedGemm` if illegal."""
-    with on_cpu():
+    with emulator.use("sm90"):
         shape, base, swapped, _ = describe_request(operands(case, "cpu", fill=False).request(case))
     if 0 in (shape.m, shape.n, shape.batch):
         return None

@@ -54,7 +54,7 @@ class Specials(enum.Enum):
 class FloatFormat:
     """Sign, exponent and mantissa from the top, value (-1)^s * 2^(e - bias) * 1.m, subnormal for e = 0.
 
-    Shapes of codes: `sign`, `infinity`, ... are masks and codes in the `bits` wide encoding.
+    `sign`, `magnitude` (masks), `infinity`, `nan`, `largest` and `smallest_normal` (codes) are `bits` wide integers.
     """
 
     name: str
@@ -221,6 +221,8 @@ def encode(
     without a sign take the magnitude. Without `saturate` a format that has no NaN is a ValueError.
     """
     convert = encoder(fmt, rounding, saturate, relu)
+    if (rounding is Rounding.RS) != (random_bits is not None):
+        raise ValueError(f".{rounding.value}: random bits go with .rs, and only with it")
     return convert(values) if random_bits is None else convert(values, random_bits)
 
 
@@ -293,7 +295,7 @@ def _encode_prefix(fmt: FloatFormat, rounding: Rounding, saturate: bool, relu: b
         if rounding is Rounding.RNA:
             return raw + half
         if rounding is Rounding.RZ:
-            return raw.copy()
+            return raw
         if rounding is Rounding.RS:
             return raw + random[0]
         upward = rounding is Rounding.RP
@@ -317,6 +319,7 @@ def _encode_prefix(fmt: FloatFormat, rounding: Rounding, saturate: bool, relu: b
 
 def _encode_by_table(fmt: FloatFormat, exact: Callable[[Values], Bits]) -> Callable[[Values], Bits]:
     """Formats with at most five mantissa bits: the upper half of an f32 and one sticky bit decide every rounding."""
+    low, zero = np.array(0xFFFF, np.uint32), np.array(0, np.uint32)
 
     @functools.cache
     def table() -> Bits:
@@ -324,7 +327,7 @@ def _encode_by_table(fmt: FloatFormat, exact: Callable[[Values], Bits]) -> Calla
 
     def convert(values: Values) -> Bits:
         raw = values.view(np.uint32)
-        sticky = (raw & np.uint32(0xFFFF)) != 0
+        sticky = (raw & low) != zero
         return table().take((raw >> _HALFWORD) | sticky)
 
     return convert
@@ -484,12 +487,11 @@ def float_to_int(values: Values, bits: int, signed: bool, rounding: Rounding) ->
 
 def int_to_float(integers: Bits, signed: bool, fmt: FloatFormat, rounding: Rounding = Rounding.RN) -> Bits:
     """`cvt` from integers, given as raw bits of their own width, to raw bits of `fmt`; rounded once."""
-    unsigned = integers.astype(np.uint64)
-    is_negative = np.zeros(integers.shape, np.bool_)
-    if signed:
-        is_negative = integers.view(integers.dtype.str.replace("u", "i")) < 0
-        extended = integers.view(integers.dtype.str.replace("u", "i")).astype(np.int64).view(np.uint64)
-        unsigned = np.where(is_negative, ~extended + np.uint64(1), extended)
+    numbers = integers.view(integers.dtype.str.replace("u", "i")) if signed else integers
+    if integers.dtype.itemsize < 8:
+        return encode(numbers.astype(np.float64), fmt, rounding)
+    is_negative = numbers < 0
+    unsigned = np.where(is_negative, ~integers + np.uint64(1), integers)
     if fmt is F64:
         return _integers_to_f64(unsigned, is_negative, rounding)
     # An odd bit in place of the lowest eleven leaves 53 bits that every narrower format rounds as it would the integer.
@@ -500,14 +502,16 @@ def int_to_float(integers: Bits, signed: bool, fmt: FloatFormat, rounding: Round
 
 
 def _integers_to_f64(magnitude: Bits, is_negative: NDArray[np.bool_], rounding: Rounding) -> Bits:
-    """Exact up to 2^53; beyond, cut to 53 bits and step up where the rounding goes away from zero."""
+    """Rounded to nearest by numpy, then one step where that went the wrong way."""
     nearest = magnitude.astype(np.float64)
     if rounding is not Rounding.RN:
-        too_large = np.array([int(f) > int(m) for f, m in zip(nearest.flat, magnitude.flat)]).reshape(magnitude.shape)
-        too_small = np.array([int(f) < int(m) for f, m in zip(nearest.flat, magnitude.flat)]).reshape(magnitude.shape)
-        outward = {Rounding.RZ: False, Rounding.RP: ~is_negative, Rounding.RM: is_negative}[rounding]
-        down, up = np.nextafter(nearest, 0.0), np.nextafter(nearest, np.inf)
-        nearest = np.where(too_large & ~np.bool_(outward), down, np.where(too_small & outward, up, nearest))
+        errors = [int(n) - int(m) for n, m in zip(nearest.flat, magnitude.flat)]
+        error = np.array(errors, np.int64).reshape(magnitude.shape)
+        outward = {Rounding.RZ: np.zeros_like(is_negative), Rounding.RP: ~is_negative, Rounding.RM: is_negative}[
+            rounding
+        ]
+        nearest = np.where((error > 0) & ~outward, np.nextafter(nearest, 0.0), nearest)
+        nearest = np.where((error < 0) & outward, np.nextafter(nearest, np.inf), nearest)
     return np.where(is_negative, -nearest, nearest).view(np.uint64)
 
 

@@ -445,8 +445,13 @@ class Machine:
 
     def run(self) -> None:
         """Run the launch to completion."""
+        if self.observer is not None:
+            self.code = self.observer.instrument(self, self.code)
+            self.observer.start(self)
         with np.errstate(all="ignore"):
             self._run_all()
+        if self.observer is not None:
+            self.observer.finish(self)
 
     def _run_all(self) -> None:
         self._fill()

@@ -25,6 +25,16 @@ class Access(Enum):
 class Observer:
     """Hooks; `sync` arguments are hashable names of what is synchronised on (a barrier, an address)."""
 
+    def start(self, machine: Any) -> None:
+        """A launch begins; nothing has run."""
+
+    def finish(self, machine: Any) -> None:
+        """The launch ended without an error."""
+
+    def instrument(self, machine: Any, code: list[Any]) -> list[Any]:
+        """The closures to run in place of `code`, one per instruction: each calls the original."""
+        return code
+
     def shared(self, actor: Any, cta: Any, offsets: Any, size: int, access: Access, proxy: Proxy) -> None:
         """Accesses to shared memory: `size` bytes at each of `offsets` (array) of `cta`."""
 

@@ -13,11 +13,13 @@ import importlib.metadata
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -28,6 +30,7 @@ from .cache import get_or_build
 from .spec import GemmSpec
 
 FUNCTION_NAME = "quack_gemm"
+EMULATED_SUFFIX, OBJECT_MEMBER, PTX_MEMBER = ".emulated.zip", "function.o", "kernels.ptx"
 KERNELS = {"sm_90a": "quack.sm90.gemm:GemmSm90"}
 DSL_PACKAGES = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu12", "nvidia-cutlass-dsl-libs-cu13", "apache-tvm-ffi")
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
@@ -102,9 +105,23 @@ def _fake_port(port: PortSpec) -> Any:
     return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)
 
 
-def write_object(spec: GemmSpec, path: str) -> None:
-    """Compile `spec` and write its relocatable object (host stub with the cubin inside)."""
-    trace(spec).export_to_c(path, function_name=FUNCTION_NAME, export_only_tvm_ffi_symbols=True)
+def write_entry(spec: GemmSpec, path: str) -> None:
+    """Compile `spec` and write its cache entry: the relocatable object (host stub with the cubin inside).
+
+    A path that ends in EMULATED_SUFFIX becomes a zip file of the object and the PTX.
+    """
+    if not path.endswith(EMULATED_SUFFIX):
+        _export(trace(spec), path)
+        return
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(path, "w") as archive:
+        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch}")
+        _export(compiled, f"{scratch}/{OBJECT_MEMBER}")
+        archive.write(f"{scratch}/{OBJECT_MEMBER}", OBJECT_MEMBER)
+        archive.writestr(PTX_MEMBER, compiled.__ptx__)
+
+
+def _export(compiled: Any, path: str) -> None:
+    compiled.export_to_c(path, function_name=FUNCTION_NAME, export_only_tvm_ffi_symbols=True)
 
 
 def load_object(path: Path) -> Callable[..., None]:
@@ -230,17 +247,30 @@ def compiled_function(spec: GemmSpec) -> Callable[..., None]:
     """Load `spec` from the disk cache, compiling it first if no process has done so."""
 
     def build(path: Path) -> None:
-        if _needs_this_process(spec.epilogue):
-            with _in_process:
-                write_object(spec, str(path))
-        else:
-            # Loading needs CuTe DSL in this process too (1.4 s, once): import it while the worker compiles.
-            loader = threading.Thread(target=importlib.import_module, args=("cutlass.cute",), daemon=True)
-            loader.start()
-            _worker.compile(spec, path)
-            loader.join()
+        # Loading needs CuTe DSL in this process too (1.4 s, once): import it while the worker compiles.
+        loader = threading.Thread(target=importlib.import_module, args=("cutlass.cute",), daemon=True)
+        loader.start()
+        _build(spec, path)
+        loader.join()
 
     return load_object(get_or_build(cache_key(spec), ".o", build))
+
+
+def emulated_entry(spec: GemmSpec) -> tuple[Path, str, str]:
+    """(object file, function name, PTX of its kernels) of `spec`, compiled if no process has done so."""
+    archive_path = get_or_build(cache_key(spec), EMULATED_SUFFIX, functools.partial(_build, spec))
+    folder = Path(tempfile.mkdtemp(prefix="quack-emulated-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with zipfile.ZipFile(archive_path) as archive:
+        return Path(archive.extract(OBJECT_MEMBER, folder)), FUNCTION_NAME, archive.read(PTX_MEMBER).decode()
+
+
+def _build(spec: GemmSpec, path: Path) -> None:
+    if _needs_this_process(spec.epilogue):
+        with _in_process:
+            write_entry(spec, str(path))
+    else:
+        _worker.compile(spec, path)
 
 
 # ---- cross-compilation facts ------------------------------------------------------------------------------------------

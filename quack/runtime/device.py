@@ -1,21 +1,57 @@
-"""What the host must know about a CUDA device: architecture, size, current stream, tile counters."""
+"""What the host must know about a device: architecture, size, current stream, tile counters.
+
+A device is a CUDA device, or the emulated one that stands behind CPU tensors while `quack.emulator` is switched on. No
+other module knows the emulator.
+"""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
 
 import torch
 
+from .. import emulator
 from .spec import UnsupportedGemm
 
 ARCH_OF_CAPABILITY = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_103a", (12, 0): "sm_120a", (12, 1): "sm_121a"}
+EMULATED = -1  # ordinal; also what `Tensor.get_device` says of a CPU tensor
 
 
 class Device(NamedTuple):
-    """ordinal: CUDA device number; sms: streaming multiprocessors."""
+    """ordinal: CUDA device number or EMULATED; sms: streaming multiprocessors."""
 
     ordinal: int
     arch: str
     sms: int
+
+    @property
+    def is_emulated(self) -> bool:
+        return self.ordinal == EMULATED
+
+
+def why_unusable(name: str, device: torch.device) -> Optional[str]:
+    """Why kernels cannot run on the tensor `name`, which is on this device, and what to do; None if they can."""
+    if device.type == "cuda" or (device.type == "cpu" and emulator.current().arch is not None):
+        return None
+    hint = f", or set {emulator.SWITCH}=sm90 to run emulated" if device.type == "cpu" else ""
+    return f"{name} is on {device}: quack runs on CUDA devices; pass {name}.cuda(){hint}"
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The device whose kernels work on `tensor`; it must be usable."""
+    if tensor.is_cuda:
+        return device_info(tensor.device.index)
+    settings = emulator.current()
+    assert settings.arch is not None
+    properties = settings.device(settings.arch)
+    return Device(EMULATED, ARCH_OF_CAPABILITY[properties.compute_capability], properties.sm_count)
+
+
+def emulation_key() -> tuple[Optional[str], Optional[int]]:
+    """What a plan for CPU tensors depends on besides the tensors."""
+    settings = emulator.current()
+    return settings.arch, settings.sms
 
 
 @functools.cache
@@ -31,6 +67,16 @@ def device_info(index: int) -> Device:
     return Device(index, ARCH_OF_CAPABILITY[capability], properties.multi_processor_count)
 
 
+def emulated_function(path: Path, name: str, ptx: str) -> Callable[..., None]:
+    """The function `name` of an object file, with the PTX of its kernels run by the emulator on CPU tensors."""
+    linked = emulator.load(path, name, ptx)
+
+    def call(*arguments: Any) -> None:
+        emulator.launch(linked, *arguments)
+
+    return call
+
+
 @functools.cache
 def _stream_counter(device: int, stream: int) -> torch.Tensor:
     with torch.cuda.device(device):
@@ -43,6 +89,8 @@ def tile_counter(device: int) -> torch.Tensor:
     One per stream, since launches on different streams may overlap. Under CUDA-graph capture a fresh one, so that a
     replay cannot meet an eager launch that uses the capturing stream's.
     """
+    if device == EMULATED:
+        return torch.zeros(1, dtype=torch.int32)
     stream = torch._C._cuda_getCurrentRawStream(device)
     if torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=torch.device("cuda", device))

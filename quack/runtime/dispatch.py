@@ -1,23 +1,29 @@
-"""From `GemmSpec` to the loaded function, once per spec and process."""
+"""From `GemmSpec` to the loaded function, once per spec, way of running it and process."""
 
 import threading
 from collections.abc import Callable
 
-from .compile import compiled_function
+from .compile import compiled_function, emulated_entry
+from .device import emulated_function
 from .legality import legality
 from .spec import GemmSpec
 
-_functions: dict[GemmSpec, Callable[..., None]] = {}
+_functions: dict[tuple[GemmSpec, bool], Callable[..., None]] = {}
 _lock = threading.Lock()
 
 
-def get_function(spec: GemmSpec) -> Callable[..., None]:
-    """The TVM-FFI function (a, b, c, d, epilogue_arguments, counter, max_active_clusters); `UnsupportedGemm` if illegal."""
-    function = _functions.get(spec)
+def get_function(spec: GemmSpec, emulated: bool = False) -> Callable[..., None]:
+    """The TVM-FFI function (a, b, c, d, epilogue_arguments, counter, max_active_clusters); `UnsupportedGemm` if illegal.
+
+    emulated: it takes CPU tensors and its kernels run in `quack.emulator`.
+    """
+    key = (spec, emulated)
+    function = _functions.get(key)
     if function is None:
         legality(spec).require()
         with _lock:
-            function = _functions.get(spec)
+            function = _functions.get(key)
             if function is None:
-                function = _functions[spec] = compiled_function(spec)
+                function = emulated_function(*emulated_entry(spec)) if emulated else compiled_function(spec)
+                _functions[key] = function
     return function

@@ -5,9 +5,8 @@ from typing import Optional
 import torch
 
 from ..gemm_config import TMA_ALIGN_BYTES, Dtype, Major, OperandSpec
+from .device import why_unusable
 from .spec import GemmShape, UnsupportedGemm
-
-DEVICE_TYPE = "cuda"  # unit tests set "cpu" to check every rule that needs no GPU
 
 DTYPE_OF_TORCH = {
     torch.bfloat16: Dtype.BF16,
@@ -133,8 +132,8 @@ def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.device != device:
             raise ValueError(f"{first} is on {device} and {name} is on {tensor.device}: pass both on one device")
-    if device.type != DEVICE_TYPE:
-        raise ValueError(f"{first} is on {device}: quack runs on CUDA devices; pass {first}.cuda()")
+    if fault := why_unusable(first, device):
+        raise ValueError(fault)
 
 
 def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..heuristics import sm90 as heuristics
-from .device import Device, device_info, tile_counter
+from .device import Device, device_of, tile_counter
 from .dispatch import get_function
 from .operands import (
     aligned_copy,
@@ -76,7 +76,7 @@ class GemmPlan:
     def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
         self.spec = spec
         self.device = device.ordinal
-        self.function: Callable[..., None] = get_function(spec)
+        self.function: Callable[..., None] = get_function(spec, device.is_emulated)
         self.swapped = spec.config.swap_ab
         self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
         self.is_dynamic = spec.config.is_dynamic_persistent
@@ -138,7 +138,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     shape, base, swapped, copies = describe_request(request)
     if 0 in (shape.m, shape.n, shape.batch):
         return EmptyPlan()
-    device = device_info(request.A.device.index)
+    device = device_of(request.A)
     base = replace(base, arch=device.arch)
     swapped = replace(swapped, arch=device.arch)
     if request.config is None:

@@ -8,7 +8,7 @@ import pickle
 import sys
 import traceback
 
-from .compile import write_object
+from .compile import write_entry
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         except EOFError:
             return
         try:
-            write_object(spec, path)
+            write_entry(spec, path)
             error = None
         except BaseException:  # noqa: BLE001 - the parent turns it into a CompileError
             error = traceback.format_exc()

@@ -15,8 +15,7 @@ import torch
 import quack
 from quack import gemm_interface
 from quack.gemm_config import GemmConfig
-from quack.runtime import operands, plan
-from quack.runtime.device import Device
+from quack.runtime import plan
 from quack.runtime.legality import legality
 from quack.runtime.operands import overlaps
 from quack.runtime.plan import GemmRequest, describe_request
@@ -466,16 +465,15 @@ def launches(monkeypatch) -> Iterator[list[tuple]]:
     """CPU tensors pass for an H200's; compiled functions only record their arguments."""
     calls: list[tuple] = []
 
-    def get_function(spec) -> Callable[..., None]:
+    def get_function(spec, emulated) -> Callable[..., None]:
         legality(spec).require()
         return lambda *arguments: calls.append(arguments)
 
-    monkeypatch.setattr(operands, "DEVICE_TYPE", "cpu")
-    monkeypatch.setattr(plan, "device_info", lambda index: Device(0, "sm_90a", 132))
     monkeypatch.setattr(plan, "get_function", get_function)
     monkeypatch.setattr(plan, "tile_counter", lambda device: None)
     monkeypatch.setattr(gemm_interface, "_plans", {})
-    yield calls
+    with quack.emulator.use("sm90"):
+        yield calls
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -500,7 +498,7 @@ def test_good_call_is_launched(launches: list[tuple]):
 
 def test_cpu_tensors_get_a_clear_error():
     a = torch.zeros(64, 64, dtype=BF16)
-    with pytest.raises(ValueError, match=r"A is on cpu: quack runs on CUDA devices; pass A\.cuda\(\)"):
+    with pytest.raises(ValueError, match=r"A is on cpu: quack runs on CUDA devices; pass A\.cuda\(\), or set QUACK_EMULATE"):
         quack.gemm(a, a)
     with pytest.raises(ValueError, match="A is on cpu"):
         describe_request(GemmRequest(a, a, torch.zeros_like(a)))

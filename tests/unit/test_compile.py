@@ -130,5 +130,5 @@ def test_mixin_of_a_user_compiles_in_the_worker(tmp_path, monkeypatch):
 
 def test_object_survives_a_reload(tmp_path):
     path = tmp_path / "kernel.o"
-    compiling.write_object(SMALL, str(path))
+    compiling.write_entry(SMALL, str(path))
     assert callable(load_object(path))

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from quack import emulator
 from quack.gemm_config import TMA_ALIGN_BYTES, Dtype, Major, OperandSpec
 from quack.gemm_port import PortKind
 from quack.runtime import plan
 from quack.runtime.operands import DTYPE_OF_TORCH, aligned_copy, byte_span, describe, overlaps
 from quack.runtime.plan import GemmRequest, describe_request
-from tests.cases import Case, gemm_cases, on_cpu, operands
+from tests.cases import Case, gemm_cases, operands
 
 EXTENTS = (0, 1, 1, 2, 3, 5, 8, 16, 17)
 STEPS = (0, 1, 2, 7, 8, 16, 24, 64)
@@ -199,7 +200,7 @@ def swap_cases() -> list[Case]:
 
 @pytest.mark.parametrize("case", swap_cases(), ids=str)
 def test_swapped_spec_describes_the_same_problem(case: Case):
-    with on_cpu():
+    with emulator.use("sm90"):
         t = operands(case, "cpu", fill=False)
         for tensor in (t.A, t.B, t.C):
             if tensor is not None and tensor.numel():
@@ -241,7 +242,7 @@ def test_swapped_spec_describes_the_same_problem(case: Case):
 
 def test_equal_layouts_have_equal_specs():
     """The spec is the cache key: extents, addresses and strides must not leak into it."""
-    with on_cpu():
+    with emulator.use("sm90"):
         specs = {
             describe_request(GemmRequest(*(torch.empty(s, dtype=torch.bfloat16) for s in ((m, k), (k, n), (m, n)))))[1]
             for m, n, k in ((64, 64, 64), (128, 8, 16), (1024, 72, 8), (2, 16, 24))

@@ -1,5 +1,31 @@
 """Instruction families. Importing this package fills the opcode table."""
 
-from . import atomics, bulk, control, convert, data, floating, integer, shared_matrix, sync, wgmma
+from . import (
+    atomics,
+    bulk,
+    control,
+    convert,
+    convert_scaled,
+    data,
+    floating,
+    integer,
+    mma,
+    shared_matrix,
+    sync,
+    wgmma,
+)
 
-__all__ = ["atomics", "bulk", "control", "convert", "data", "floating", "integer", "shared_matrix", "sync", "wgmma"]
+__all__ = [
+    "atomics",
+    "bulk",
+    "control",
+    "convert",
+    "convert_scaled",
+    "data",
+    "floating",
+    "integer",
+    "mma",
+    "shared_matrix",
+    "sync",
+    "wgmma",
+]

@@ -4,7 +4,6 @@ The four warps of a warpgroup issue together. Operands in shared memory, and A i
 completes; accumulators change at that moment.
 """
 
-import re
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -64,8 +63,7 @@ def mma_async(b: Binder) -> Execute:
     if size is None:
         raise UnknownInstruction("wgmma shape")
     saturate = b.flag("satfinite")
-    at = next(i for i, m in enumerate(b.modifiers) if re.fullmatch(r"m64n\d+k\d+", m))
-    d, a_type, b_type = b.modifiers[at + 1 : at + 4]
+    d, a_type, b_type = [m for m in b.modifiers if m in _FORMAT_BITS or m in ("f32", "s32")]
     b.flag(d, a_type, b_type)
     n, k = int(size[1]), int(size[2])
     if a_type not in _FORMAT_BITS or b_type not in _FORMAT_BITS or k * _FORMAT_BITS[a_type] != 256:

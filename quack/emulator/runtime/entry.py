@@ -1,0 +1,38 @@
+"""Calls a compiled function so that its kernels go to a handler in Python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .device import DeviceProperties
+from .fake_cuda import present
+from .intercept import Handler, Interceptor
+from .linked import linked
+
+
+def call(
+    compiled: Any,
+    arguments: Sequence[Any],
+    handler: Handler,
+    device: DeviceProperties,
+    *,
+    reachable: Sequence[Any] = (),
+) -> Any:
+    """Run the host code of `compiled` on host tensors; `handler` is called with each `Launch`, in order.
+
+    arguments: positional, as for a call on a GPU (the stream of the TVM-FFI environment is not among them). `reachable`:
+    further tensors that a kernel finds through pointers stored in memory. What the handler raises, this raises.
+    """
+    target = linked(compiled)
+    memory: list[Any] = []
+    presented = present(tuple(arguments), memory)
+    present(tuple(reachable), memory)
+    interceptor = Interceptor(handler, device, target.parameter_sizes, tuple(memory))
+    with interceptor.installed(target.library):
+        try:
+            return target.function(*presented)
+        except Exception:
+            if interceptor.failure is None:
+                raise
+    # Outside of the `except`, so that it keeps its own cause and context.
+    assert interceptor.failure is not None
+    raise interceptor.failure
