@@ -1,18 +1,47 @@
-"""What a matrix instruction computes. The k products of one instruction are summed exactly with the accumulator, and the
-sum is rounded once.
+"""What a matrix instruction computes: how tensor cores add the k products of one instruction to the accumulator.
 
-Sums are formed in float64: products of two operands of at most 11 significant bits are exact there, and what a sum of
-them loses lies 29 bits below the f32 result. Real tensor cores keep fewer bits and cut instead of rounding, which the
-conformance suite bounds (tests/emulated/test_conformance.py).
+Measured on an H200 (tests/emulated/conformance.py; every recording is reproduced bit by bit): the products and the
+accumulator are aligned to the largest exponent among them and cut (towards zero) to a number of fraction bits below it,
+the cut terms are summed exactly, and the sum is cut to the precision of the result.
+
+| operands on sm_90 | fraction bits of a term | fraction bits of the sum |
+|---|---|---|
+| bf16, fp16 (wgmma k = 16, mma.sync m16n8k16) | 25 | 23 (fp32) |
+| fp8 (wgmma k = 32) | 13 | 13 |
+
+The exponent of a product is e(a) + e(b), not normalised: a product may be up to 4 * 2^e. Not measured, and taken to be as
+for 16-bit operands: tf32 on sm_90. On sm_100 and sm_120 nothing could be measured: there the exact sum is rounded once.
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from . import formats
 
 INTEGER_FORMATS: dict[str, Any] = {"s8": np.int8, "u8": np.uint8}
+_NO_EXPONENT = -10000  # of a zero: below that of every product
+
+
+class Adder(NamedTuple):
+    """term: fraction bits kept of each term below the largest exponent; total: fraction bits kept of the sum."""
+
+    term: int
+    total: int
+
+
+_HOPPER = {
+    "bf16": Adder(25, 23),
+    "f16": Adder(25, 23),
+    "tf32": Adder(25, 23),
+    "e4m3": Adder(13, 13),
+    "e5m2": Adder(13, 13),
+}
+
+
+def adder_of(target: str, operand_format: str) -> Optional[Adder]:
+    """The adder of the tensor cores of a PTX target; None: exact sums, rounded once."""
+    return _HOPPER.get(operand_format) if target.startswith("sm_90") else None
 
 
 def decode_operand(raw: np.ndarray, name: str) -> np.ndarray:
@@ -22,10 +51,55 @@ def decode_operand(raw: np.ndarray, name: str) -> np.ndarray:
     return formats.decode(raw, formats.FORMATS[name]).astype(np.float64)
 
 
-def multiply_accumulate(a: np.ndarray, b: np.ndarray, c: Any) -> np.ndarray:
-    """a (m, k) @ b (n, k).T + c (m, n), float64 in, float64 out; c may be 0."""
+# OpenBLAS shares out larger products among threads, which costs milliseconds where other processes use the cores.
+_ONE_THREAD = 1 << 18
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a (m, k) @ b (n, k).T, in blocks of columns that BLAS computes with one thread."""
+    step = max(8, _ONE_THREAD // a.size)
+    if step >= len(b):
+        return a @ b.T
+    out = np.empty((len(a), len(b)), a.dtype)
+    for n in range(0, len(b), step):
+        np.matmul(a, b[n : n + step].T, out=out[:, n : n + step])
+    return out
+
+
+def multiply_accumulate(a: np.ndarray, b: np.ndarray, c: Any, adder: Optional[Adder] = None) -> np.ndarray:
+    """a (m, k) @ b (n, k).T + c (m, n), float64 in and out; c may be 0.
+
+    With an adder the result is what it leaves. Without, it is the sum in float64, in which products of operands of at most
+    11 significant bits are exact and sums lose 29 bits below fp32.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
-        return a @ b.T + c
+        if adder is None or not (np.isfinite(a).all() and np.isfinite(b).all() and np.isfinite(c).all()):
+            return _product(a, b) + c
+        return _aligned_sum(a, b, np.broadcast_to(np.asarray(c, np.float64), (len(a), len(b))), adder)
+
+
+def _aligned_sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, adder: Adder) -> np.ndarray:
+    exponents_a, exponents_b, top = _exponents(a), _exponents(b), _exponents(c)
+    for k in range(a.shape[1]):
+        np.maximum(top, exponents_a[:, k, None] + exponents_b[None, :, k], out=top)
+    scale = np.ldexp(1.0, adder.term - np.maximum(top, -900).astype(np.int32))
+    total = np.trunc(c * scale)
+    term = np.empty_like(total)
+    for k in range(a.shape[1]):
+        np.multiply(a[:, k, None], b[None, :, k], out=term)
+        term *= scale
+        np.trunc(term, out=term)
+        total += term
+    total /= scale
+    dropped = 52 - adder.total
+    return (total.view(np.int64) >> dropped << dropped).view(np.float64)
+
+
+def _exponents(values: np.ndarray) -> np.ndarray:
+    """floor(log2 |x|) as int16."""
+    exponents = np.frexp(values)[1].astype(np.int16) - np.int16(1)
+    exponents[values == 0] = _NO_EXPONENT
+    return exponents
 
 
 def decode_accumulator(raw: np.ndarray, name: str) -> np.ndarray:

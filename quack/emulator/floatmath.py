@@ -1,8 +1,8 @@
 """Floating-point instructions of PTX on raw bits: `operation("fma.rn.ftz.f32")` gives a function of unsigned arrays.
 
-An operand is an array of any shape with the type's register width: `uint16` for f16 and bf16, `uint32` for f32, f16x2 and
-bf16x2, `uint64` for f64 and f32x2; so is the result. Packed types must be contiguous. Callers run under
-`np.errstate(all="ignore")`, as for `formats`.
+An operand is an array, of at least one dimension, of the type's register width: `uint16` for f16 and bf16, `uint32` for
+f32, f16x2 and bf16x2, `uint64` for f64 and f32x2; so is the result, which never shares memory with an operand. Callers run
+under `np.errstate(all="ignore")`, as for `formats`.
 
     add sub mul fma mad    rounded once, in any mode; `mad` is `fma`. Mixed precision: "fma.rn.f32.bf16".
     div rcp sqrt           `.rn .rz .rm .rp`, or `.approx`/`.full`
@@ -70,7 +70,6 @@ TYPES = {
     "bf16": FloatType(BF16),
     "bf16x2": FloatType(BF16, 2),
 }
-ALL_TYPES = frozenset(TYPES)
 WIDE = frozenset({"f32", "f64"})
 HALVES = frozenset({"f16", "f16x2", "bf16", "bf16x2"})
 
@@ -92,19 +91,14 @@ def _sum_odd(x: Values, y: Values) -> Values:
     error = (x - (total - y_part)) + (y - y_part)
     bits = total.view(np.int64)
     # NaN and infinite sums have a NaN error, for which neither comparison holds.
-    is_even = (bits & 1) == 0
-    outward, inward = (error > 0) == (total > 0), (error > 0) != (total > 0)
-    inexact = is_even & ((error > 0) | (error < 0))
-    return (bits + (inexact & outward) - (inexact & inward)).view(np.float64)
+    steps = ((error > 0) | (error < 0)) & ((bits & 1) == 0)
+    outward = (error > 0) == (total > 0)
+    return (bits + (steps & outward) - (steps & ~outward)).view(np.float64)
 
 
 def _divide(x: Values, y: Values) -> Values:
     """A quotient of 24-bit numbers lies too far from any 25-bit number that it does not equal to be rounded onto it."""
     return x / y
-
-
-def _square_root(x: Values) -> Values:
-    return np.sqrt(x)  # as for quotients
 
 
 EXACT: dict[str, Callable[..., Values]] = {
@@ -114,7 +108,7 @@ EXACT: dict[str, Callable[..., Values]] = {
     "fma": lambda x, y, z: _sum_odd(x * y, z),
     "div": _divide,
     "rcp": lambda x: _divide(np.ones_like(x), x),
-    "sqrt": _square_root,
+    "sqrt": np.sqrt,  # as for quotients
 }
 NATIVE: dict[str, Callable[..., Values]] = {
     "add": np.add,
@@ -126,9 +120,9 @@ NATIVE: dict[str, Callable[..., Values]] = {
 }
 ARITY = {"add": 2, "sub": 2, "mul": 2, "fma": 3, "div": 2, "rcp": 1, "sqrt": 1}
 
-# Computing in float32 and rounding that to nearest again is exact here: float32 has over twice the bits, and where its
-# range could cut (a bf16 product) the operation is left out.
-NARROW_BY_F32 = {F16: ("add", "sub", "mul"), BF16: ("add", "sub")}
+# Computing in float32 and rounding that to nearest again is exact for these: float32 has over twice the bits, a sum in the
+# subnormal range of bf16 is exact, and so is a product there that is half of bf16's smallest number or more.
+NARROW_BY_F32 = ("add", "sub", "mul")
 
 
 def _is_minus_zero_rounding_down(name: str, operands: tuple[Values, ...]) -> NDArray[np.bool_]:
@@ -214,7 +208,7 @@ def _arithmetic(name: str, fmt: FloatFormat, modifiers: frozenset[str]) -> Opera
         compute = _native(name, fmt) if rounding is Rounding.RN and name in NATIVE else _slow_f64(name, rounding)
     elif rounding is Rounding.RN and fmt is F32:
         compute = _native(name, fmt) if name in NATIVE else _fma_f32
-    elif rounding is Rounding.RN and name in NARROW_BY_F32.get(fmt, ()):
+    elif rounding is Rounding.RN and name in NARROW_BY_F32:
         compute = _through_f32(name, fmt)
     else:
         compute = _through_f64(name, fmt, rounding)
@@ -344,7 +338,7 @@ def _extremum(name: str, fmt: FloatFormat, modifiers: frozenset[str]) -> Operati
     read, flush, is_max = decoder(fmt), flusher(fmt), name == "max"
     ftz, nan_wins, magnitudes, xorsign = (m in modifiers for m in ("ftz", "NaN", "abs", "xorsign"))
     if xorsign and not magnitudes:
-        raise ValueError(".xorsign needs .abs")
+        raise ValueError(f"no form of {name} takes .xorsign without .abs")
     sign = np.array(fmt.sign, fmt.dtype)
 
     def of_two(a: Bits, b: Bits) -> Bits:

@@ -378,9 +378,14 @@ def _round_randomly(steps: Values, random: Bits, random_bits: int) -> Values:
 # ---- cvt --------------------------------------------------------------------------------------------------------------
 
 
+def flush_subnormals(bits: Bits, fmt: FloatFormat) -> Bits:
+    """`.ftz`: subnormals become zeros of their sign. Returns its argument if there are none."""
+    return flusher(fmt)(bits)
+
+
 @functools.cache
 def flusher(fmt: FloatFormat) -> Callable[[Bits], Bits]:
-    """`.ftz`: subnormals become zeros of their sign. The function returns its argument if there are none."""
+    """`flush_subnormals` for one format."""
     magnitude, one = np.array(fmt.magnitude, fmt.dtype), np.array(1, fmt.dtype)
     subnormals = np.array(fmt.smallest_normal - 1, fmt.dtype)
     sign = fmt.dtype(fmt.sign)

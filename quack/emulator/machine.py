@@ -482,19 +482,18 @@ class Machine:
         return ran
 
     def _pass_random(self) -> int:
-        """As many steps as there are warps, each of a random ready warp or operation."""
-        assert self.random is not None
+        """As many steps as there are warps, each of a random warp or pending operation."""
+        random = self.random
+        assert random is not None
+        live = [w for cluster in self.resident for w in cluster.warps if not w.is_done]
         ran = 0
-        for _ in range(sum(len(cluster.warps) for cluster in self.resident)):
-            ready = [w for c in self.resident for w in c.warps if not w.is_done and w.is_ready]
-            heads = self.pending.heads()
-            if not ready:
-                break
-            if heads and self.random.random() < 0.25:
-                self._advance(self.random.choice(heads))
-            else:
-                ran += self._run(self.random.choice(ready), self.random.randrange(1, 128))
-        return ran
+        for _ in range(len(live)):
+            if random.random() < 0.25 and len(self.pending):
+                self._advance(random.choice(self.pending.heads()))
+            warp = random.choice(live)
+            if not warp.is_done and warp.is_ready:
+                ran += self._run(warp, random.randrange(1, 128))
+        return ran or sum(self._run(w, QUANTUM) for w in live if not w.is_done and w.is_ready)
 
     def _run(self, warp: Warp, quantum: int) -> int:
         was_waiting = warp.is_waiting

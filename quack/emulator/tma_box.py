@@ -7,9 +7,10 @@ chunks in the order of the box, dimension 0 fastest, without swizzle. `gather4` 
 Global memory is reached by address through `View`; shared memory is the uint8 array of a CTA's shared window, whose index
 is the shared address: swizzling depends on it.
 
-Measured on an H200: rows of a store that end inside a 16-byte chunk write that chunk as a whole. Not measured: the bits
-of the NaN that fills; how TF32 rounds. Refused, because nothing tells what the hardware does: interleaved layouts, 96-byte
-swizzle and 8-byte flips, swizzled rows shorter than the span, element strides that do not divide the box.
+Measured on an H200: rows of a store that end inside a 16-byte chunk write that chunk as a whole. Assumed, not measured:
+chunks are those of global memory, and reductions treat them alike; the NaN that fills is 0x7FF...; TF32 rounds to nearest
+even; FTZ matters to FP32 additions only. Refused, because nothing tells what the hardware does: interleaved layouts,
+96-byte swizzle and 8-byte flips, swizzled rows shorter than the span, element strides that do not divide the box.
 """
 
 import functools

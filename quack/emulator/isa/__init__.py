@@ -3,6 +3,7 @@
 from . import (
     atomics,
     bulk,
+    clc,
     control,
     convert,
     convert_scaled,
@@ -12,12 +13,17 @@ from . import (
     mma,
     shared_matrix,
     sync,
+    tcgen05,
+    tcgen05_copy,
+    tcgen05_memory,
+    tcgen05_mma,
     wgmma,
 )
 
 __all__ = [
     "atomics",
     "bulk",
+    "clc",
     "control",
     "convert",
     "convert_scaled",
@@ -27,5 +33,9 @@ __all__ = [
     "mma",
     "shared_matrix",
     "sync",
+    "tcgen05",
+    "tcgen05_copy",
+    "tcgen05_memory",
+    "tcgen05_mma",
     "wgmma",
 ]

@@ -14,11 +14,11 @@ in CUTLASS, cute/atom/mma_traits_sm80.hpp, _sm89, _sm90, _sm120).
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arithmetic import decode_accumulator, decode_operand, encode_accumulator
+from ..arithmetic import adder_of, decode_accumulator, decode_operand, encode_accumulator, multiply_accumulate
 from ..errors import Misuse, UnknownInstruction
 from ..opcodes import opcode
 from ..program import Binder, Execute
@@ -101,8 +101,7 @@ def matrix_multiply(b: Binder) -> Execute:
     expected = (form.m + N) // 8 * form.row_words // 4
     if len(operands) != expected:
         raise UnknownInstruction(f"{len(operands)} registers of A and B, expected {expected}")
-    multiply = _multiplication(b, form, kind, scale_type)
-    return _accumulation(b, form, operands, multiply)
+    return _accumulation(b, form, operands, _multiplication(b, form, kind, scale_type))
 
 
 def _suffix(b: Binder, name: str) -> str:
@@ -143,6 +142,7 @@ def _word_order(m: int, row_words: int) -> np.ndarray:
 
 
 @functools.cache
+@np.errstate(invalid="ignore")
 def _decoder(name: str, bits: int) -> Callable[[np.ndarray], np.ndarray]:
     """From words to float64 elements, along k."""
     if bits == 64:
@@ -168,15 +168,22 @@ def _decode_nibbles(nibbles: np.ndarray, name: str) -> np.ndarray:
     return nibbles.astype(np.float64) if name == "u4" else decode_operand(nibbles, name)
 
 
-def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """From the words of A and B, in order, to A B (m x 8)."""
+Multiply = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Multiply:
+    """From the warp, the words of A and B in order, and C in the order of its registers, to A B + C in that order."""
     m, k = form.m, form.k
+    order = _element_order(form)
     a_words = m * form.row_words
     decode_a, decode_b = _decoder(form.a, form.bits), _decoder(form.b, form.bits)
     scale = _scaling(b, form, kind, scale_type) if kind in _SCALES else None
     is_uniform = form.a == form.b
+    # Of 8-bit operands on sm_90 only wgmma was measured.
+    adder = adder_of(b.program.kernel.target, form.a) if form.d == "f32" and form.bits > 8 else None
+    natural = np.argsort(order).reshape(m, N)
 
-    def multiply(w: Any, words: np.ndarray) -> np.ndarray:
+    def multiply(w: Any, words: np.ndarray, c: np.ndarray) -> np.ndarray:
         if is_uniform:
             elements = decode_a(words)
             x, y = elements[: m * k].reshape(m, k), elements[m * k :].reshape(N, k)
@@ -184,7 +191,11 @@ def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Callab
             x, y = decode_a(words[:a_words]).reshape(m, k), decode_b(words[a_words:]).reshape(N, k)
         if scale is not None:
             x, y = scale(w, x, y)
-        return x.dot(y.T)
+        if adder is not None:
+            return multiply_accumulate(x, y, c.take(natural), adder).take(order)
+        total: np.ndarray = x.dot(y.T).take(order)
+        total += c
+        return total
 
     return multiply
 
@@ -245,37 +256,42 @@ def _identifier(w: Any, slot: int, name: str, allowed: range) -> int:
 
 
 @functools.cache
-def _element_order(m: int) -> np.ndarray:
-    """Of the elements of D (m x 8), those of register 0 first, by lane."""
-    return np.arange(m * N).reshape(m // 8, 8, 4, 2).transpose(0, 3, 1, 2).reshape(-1)
+def _element_order(form: Form) -> np.ndarray:
+    """Of the elements of D (m x 8), those of register 0 first, by lane; f16 has the two of a lane side by side."""
+    order = np.arange(form.m * N).reshape(form.m // 8, 8, 4, 2)
+    return (order if form.d == "f16" else order.transpose(0, 3, 1, 2)).reshape(-1)
 
 
-def _accumulation(
-    b: Binder, form: Form, operands: list[int], multiply: Callable[[Any, np.ndarray], np.ndarray]
-) -> Execute:
-    """The closure that adds C, rounds once and writes D."""
+def _accumulation(b: Binder, form: Form, operands: list[int], multiply: Multiply) -> Execute:
+    """The closure that reads C, rounds once and writes D."""
     d, bits, width = form.d, form.word_bits, 64 if form.d == "f64" else 32
     sources, outs = b.srcs(3, width), b.outs(0)
     expected = form.m // 8 if d == "f16" else form.m // 4
     if len(sources) != expected or len(outs) != expected:
         raise UnknownInstruction(f"{len(outs)} registers of D and {len(sources)} of C, expected {expected}")
-    words, elements = _word_order(form.m, form.row_words), _element_order(form.m)
+    words = _word_order(form.m, form.row_words)
+    decode, encode = _accumulator_codec(form)
 
     def run(w: Any) -> None:
         require_converged(w)
         regs = w.regs
         raw = np.concatenate([row(regs[s], bits) for s in operands]).take(words)
-        product = multiply(w, raw)
         old = np.concatenate([row(regs[s], width) for s in sources])
-        if d == "f16":
-            # One register holds both columns of a lane: the order of the elements of D as they are.
-            new = product.reshape(-1) + decode_accumulator(old.view(np.uint16), d)
-            result = encode_accumulator(new, d).astype(np.uint16).view(np.uint32)
-        elif d == "f64":
-            result = (product.take(elements) + old.view(np.float64)).view(np.uint64)
-        else:
-            result = encode_accumulator(product.take(elements) + decode_accumulator(old, d), d, form.saturate)
+        result = encode(multiply(w, raw, decode(old)))
         for out, lanes in zip(outs, result.reshape(-1, LANES)):
             regs[out] = lanes
 
     return run
+
+
+def _accumulator_codec(form: Form) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """(registers to float64 elements, and back with one rounding)."""
+    d = form.d
+    if d == "f64":
+        return lambda raw: raw.view(np.float64), lambda values: values.view(np.uint64)
+    if d == "f16":
+        return (
+            lambda raw: decode_accumulator(raw.view(np.uint16), d),
+            lambda values: encode_accumulator(values, d).astype(np.uint16).view(np.uint32),
+        )
+    return lambda raw: decode_accumulator(raw, d), lambda values: encode_accumulator(values, d, form.saturate)

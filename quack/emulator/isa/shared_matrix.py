@@ -34,7 +34,7 @@ _STORES = {("m8n8", "b16", False): 16, ("m8n8", "b16", True): 16, ("m16n8", "b8"
 class Matrices(NamedTuple):
     """What one instruction moves. bits: of an element in a register; stored_bits: in memory."""
 
-    count: int
+    number: int
     rows: int
     bits: int
     stored_bits: int
@@ -86,10 +86,10 @@ def load_matrix(b: Binder) -> Execute:
     """
     what = _matrices(b, _LOADS)
     outs, address = b.outs(0), b.address(1)
-    if len(outs) != what.count * what.rows // 8:
+    if len(outs) != what.number * what.rows // 8:
         raise UnknownInstruction(f"{len(outs)} registers")
     element = UNSIGNED[what.bits]
-    rows = what.count * what.rows
+    rows = what.number * what.rows
 
     def run(w: Any) -> None:
         index = _locate(w, address, rows, what.row_bytes, Access.READ)
@@ -97,7 +97,7 @@ def load_matrix(b: Binder) -> Execute:
         if what.stored_bits < 8:
             raw = unpack_padded(raw.reshape(rows, ROW), what.stored_bits)
         if what.is_transposed:
-            tiles = raw.view(element).reshape(what.count, what.rows, -1)
+            tiles = raw.view(element).reshape(what.number, what.rows, -1)
             raw = np.ascontiguousarray(tiles.transpose(0, 2, 1))
         regs = w.regs
         for out, lanes in zip(outs, raw.view(np.uint32).reshape(-1, LANES)):
@@ -111,19 +111,19 @@ def store_matrix(b: Binder) -> Execute:
     """stmatrix.sync.aligned.shape.num[.trans][.shared].type; a row is 16 bytes of one matrix in shared memory."""
     what = _matrices(b, _STORES)
     address, sources = b.address(0), b.srcs(1, 32)
-    if len(sources) != what.count:
+    if len(sources) != what.number:
         raise UnknownInstruction(f"{len(sources)} registers")
-    rows = what.count * what.rows
+    rows = what.number * what.rows
 
     def run(w: Any) -> None:
         index = _locate(w, address, rows, ROW, Access.WRITE)
         words = np.concatenate([row(w.regs[s], 32) for s in sources])
         if what.bits == 8:
             # Byte c + 2 h of lane 4 g + t is element [g + 8 h][2 t + c] of a 16 x 8 matrix, whose columns are stored.
-            tiles = words.view(np.uint8).reshape(what.count, 8, 4, 2, 2).transpose(0, 2, 4, 3, 1)
+            tiles = words.view(np.uint8).reshape(what.number, 8, 4, 2, 2).transpose(0, 2, 4, 3, 1)
             words = np.ascontiguousarray(tiles)
         elif what.is_transposed:
-            tiles = words.view(np.uint16).reshape(what.count, 8, 8).transpose(0, 2, 1)
+            tiles = words.view(np.uint16).reshape(what.number, 8, 8).transpose(0, 2, 1)
             words = np.ascontiguousarray(tiles)
         w.cta.smem.bytes.view(_WIDE)[index] = words.reshape(-1).view(_WIDE)
         w.machine.version += 1

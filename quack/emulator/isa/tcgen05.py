@@ -123,7 +123,9 @@ def allocate(b: Binder) -> Execute:
             request, memory = w.state.get("tcgen05 request"), tensor_memory(w.cta)
             count = uniform(w.regs[columns], 32, w.first)
             if request is not None:
-                return Wait(lambda: request.is_done, f"tcgen05.alloc of {count} columns (peer CTA, or columns to be freed)")
+                return Wait(
+                    lambda: request.is_done, f"tcgen05.alloc of {count} columns (peer CTA, or columns to be freed)"
+                )
             return Wait(lambda: memory.find(count) is not None, f"tcgen05.alloc: {count} columns to be freed")
         value = address_value(w, to)
         cta, offset = shared_place(w, value if value.__class__ is int else int(value[w.first]))

@@ -40,11 +40,11 @@ _REGISTERS = {"32x32b": 1, "16x64b": 1, "16x128b": 2, "16x256b": 4, "16x32bx2": 
 class Fragment(NamedTuple):
     """What one instruction moves: cells[lane + ..., column + ...] by register and lane of the warp.
 
-    index: (registers, 32) offsets into the flat cells; lanes, columns: extent; split: 16x32bx2 accesses `columns` columns
+    offsets: (registers, 32) in the flat cells; lanes, columns: extent; split: 16x32bx2 accesses `columns` columns
     twice, here and `split` further on. is_packed: two 16-bit columns a register.
     """
 
-    index: np.ndarray
+    offsets: np.ndarray
     lanes: int
     columns: int
     split: Optional[int]
@@ -141,9 +141,8 @@ def load(b: Binder) -> Execute:
     f = _bind(b, "pack::16b", 2)
     outs = b.outs(0)
     address = _tensor_operand(b, 1)
-    if len(outs) != len(f.index):
-        raise UnknownInstruction(f"{len(outs)} registers, expected {len(f.index)}")
-    program = b.program
+    if len(outs) != len(f.offsets):
+        raise UnknownInstruction(f"{len(outs)} registers, expected {len(f.offsets)}")
 
     def run(w: Any) -> None:
         memory, at = _place(w, address, f, "tcgen05.ld")
@@ -151,9 +150,9 @@ def load(b: Binder) -> Execute:
 
         def read(op: AsyncOp) -> None:
             _touch(w, op, memory, at, f, Access.READ)
-            words = memory.flat.take(f.index + base)
+            words = memory.flat.take(f.offsets + base)
             if f.is_packed:
-                words = words & np.uint32(0xFFFF) | memory.flat.take(f.index + (base + 1)) << np.uint32(16)
+                words = words & np.uint32(0xFFFF) | memory.flat.take(f.offsets + (base + 1)) << np.uint32(16)
             if len(w.paths) == 1 and w.path is w.paths[0] and not w.path.origin:
                 regs = w.path.regs
                 for out, value in zip(outs, words):
@@ -164,7 +163,7 @@ def load(b: Binder) -> Execute:
 
         observes = w.machine.observer is not None
         if not w.machine.is_eager or observes:
-            _guard(program)
+            _guard(w.machine)
         op = _issue(w, "tcgen05.ld", read)
         if not op.is_done or observes:
             w.state.setdefault("tcgen05 loads", {}).update(dict.fromkeys(outs, op))
@@ -178,8 +177,8 @@ def store(b: Binder) -> Execute:
     f = _bind(b, "unpack::16b", 1)
     address = _tensor_operand(b, 0)
     sources = b.srcs(1 if f.split is None else 2, 32)
-    if len(sources) != len(f.index):
-        raise UnknownInstruction(f"{len(sources)} registers, expected {len(f.index)}")
+    if len(sources) != len(f.offsets):
+        raise UnknownInstruction(f"{len(sources)} registers, expected {len(f.offsets)}")
 
     def run(w: Any) -> None:
         memory, at = _place(w, address, f, "tcgen05.st")
@@ -189,10 +188,10 @@ def store(b: Binder) -> Execute:
         def write(op: AsyncOp) -> None:
             _touch(w, op, memory, at, f, Access.WRITE)
             if f.is_packed:
-                memory.flat[f.index + base] = words & np.uint32(0xFFFF)
-                memory.flat[f.index + (base + 1)] = words >> np.uint32(16)
+                memory.flat[f.offsets + base] = words & np.uint32(0xFFFF)
+                memory.flat[f.offsets + (base + 1)] = words >> np.uint32(16)
             else:
-                memory.flat[f.index + base] = words
+                memory.flat[f.offsets + base] = words
 
         _issue(w, "tcgen05.st", write)
 
@@ -215,7 +214,7 @@ def wait(b: Binder) -> Execute:
 
     def run(w: Any) -> Optional[Wait]:
         require_converged(w)
-        last: Optional[AsyncOp] = w.state.get(kind)
+        last: Any = w.state.get(kind)
         if last is None:
             return None
         if not last.is_done:
@@ -233,24 +232,27 @@ def wait(b: Binder) -> Execute:
 # ---- register dependencies --------------------------------------------------------------------------------------------
 
 
-def _guard(program: Program) -> None:
-    """Make every instruction of the program that names a register which some tcgen05.ld writes wait for such a load.
+def _guard(machine: Any) -> None:
+    """Make every instruction that names a register which some tcgen05.ld writes wait for such a load.
 
-    Done once per program, when it first runs with loads that do not complete at once.
+    Done in the list of closures that runs, once: the first time that a load may not be done at once.
     """
-    if program in _GUARDED:
+    program: Program = machine.program
+    code: list[Execute] = machine.code
+    owner: Any = program if code is program.code else machine
+    if owner in _GUARDED:
         return
-    _GUARDED.add(program)
+    _GUARDED.add(owner)
     loads = [i for i in program.instructions if i.opcode.startswith("tcgen05.ld.")]
     written = {slot for i in loads for slot in _slots(i, i.operands[0])}
     for index, i in enumerate(program.instructions):
         guard = i.predicate[0] if i.predicate else ""
         hazards = _slots(i, *i.operands, guard) & written
         if hazards:
-            program.code[index] = _waiting(program.code[index], tuple(hazards))
+            code[index] = _waiting(code[index], tuple(hazards))
 
 
-_GUARDED: "weakref.WeakSet[Program]" = weakref.WeakSet()
+_GUARDED: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def _slots(instruction: Instruction, *texts: str) -> set[int]:
@@ -262,17 +264,17 @@ def _slots(instruction: Instruction, *texts: str) -> set[int]:
 
 def _waiting(execute: Execute, hazards: tuple[int, ...]) -> Execute:
     def run(w: Any) -> Any:
-        loads: Optional[dict[int, AsyncOp]] = w.state.get("tcgen05 loads")
+        loads: Optional[dict[int, Any]] = w.state.get("tcgen05 loads")
         if loads:
+            touched = {loads[slot] for slot in hazards if slot in loads}
+            pending = next((op for op in touched if not op.is_done), None)
+            if pending is not None:
+                on = f"register of a tcgen05.ld (issued at PTX line {pending.site.line})"
+                return Wait(lambda: pending.is_done, on)
             for slot in hazards:
-                op = loads.get(slot)
-                if op is None:
-                    continue
-                if not op.is_done:
-                    return Wait(lambda: op.is_done, f"register of a tcgen05.ld (issued at PTX line {op.site.line})")
-                del loads[slot]
-                if w.machine.observer is not None:
-                    w.machine.observer.acquire(w, ("tcgen05.ld", w.uid))
+                loads.pop(slot, None)
+            if touched and w.machine.observer is not None:
+                w.machine.observer.acquire(w, ("tcgen05.ld", w.uid))
         return execute(w)
 
     return run

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from ..arithmetic import decode_accumulator, decode_operand, encode_accumulator, multiply_accumulate
+from ..arithmetic import adder_of, decode_accumulator, decode_operand, encode_accumulator, multiply_accumulate
 from ..asynchrony import AsyncOp
 from ..errors import Misuse, UnknownInstruction
 from ..machine import Wait
@@ -120,6 +120,7 @@ def _join(w: Any, shape: Shape, key: tuple[Any, ...], share: Share) -> None:
 
 def _computation(machine: Any, shape: Shape, collective: Collective) -> Any:
     """The stage that reads the operands and changes the accumulators."""
+    adder = adder_of(machine.program.kernel.target, shape.a)
 
     def run() -> None:
         _, a_bits, b_bits, keep = collective.key
@@ -134,7 +135,7 @@ def _computation(machine: Any, shape: Shape, collective: Collective) -> Any:
         if shape.negate < 0:
             a = -a
         old = np.concatenate([_accumulators(s, shape) for s in shares]) if keep else 0.0
-        result = encode_accumulator(multiply_accumulate(a, b, old), shape.d, shape.saturate)
+        result = encode_accumulator(multiply_accumulate(a, b, old, adder), shape.d, shape.saturate)
         for i, share in enumerate(shares):
             _write_accumulators(share, result[16 * i : 16 * i + 16], shape)
 

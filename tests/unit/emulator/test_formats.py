@@ -350,6 +350,14 @@ def test_converter_between_formats():
     assert convert(0x7FF8 << 48, F64, F32) == 0x7FFFFFFF
 
 
+def test_flush_subnormals_keeps_signs_and_the_argument():
+    codes = np.array([0, 1, 0x7FFFFF, 0x800000, 0x80000001, 0x80000000, 0x7FC00000], np.uint32)
+    flushed = formats.flush_subnormals(codes, F32)
+    assert flushed.tolist() == [0, 0, 0, 0x800000, 0x80000000, 0x80000000, 0x7FC00000] and codes[1] == 1
+    halves = np.array([0x03FF, 0x0400, 0x8001], np.uint16)
+    assert formats.flush_subnormals(halves, F16).tolist() == [0, 0x0400, 0x8000]
+
+
 def test_converter_flushes_f32_only():
     assert convert(0x80000001, F32, F32, ftz=True) == 0x80000000
     assert convert(0x00400000, F32, F16, Rounding.RP, ftz=True) == 0

@@ -1,0 +1,164 @@
+"""Launches that were recorded on an H200 and are repeated by the emulator: same kernels, same inputs, outputs compared.
+
+    python -m tests.emulated.conformance DIRECTORY        on a GPU: writes one .npz per recording
+
+Inputs are not stored: they follow from a seed through numpy's PCG64 and exact conversions.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import cutlass
+import numpy as np
+import torch
+from cutlass import cute
+from cutlass.cute import runtime as cute_runtime
+from cutlass.cute.nvgpu import OperandMajorMode
+
+import quack
+from quack.gemm_config import GemmConfig
+from tests.emulated.kernels import WarpMmaTile, WgmmaTile
+
+FOLDER = Path(__file__).with_name("h200")
+CUTE_DTYPES = {
+    torch.bfloat16: cutlass.BFloat16,
+    torch.float16: cutlass.Float16,
+    torch.float32: cutlass.Float32,
+    torch.float8_e4m3fn: cutlass.Float8E4M3FN,
+    torch.float8_e5m2: cutlass.Float8E5M2,
+}
+K, MN = OperandMajorMode.K, OperandMajorMode.MN
+
+
+def values(seed: int, shape: tuple[int, ...], dtype: torch.dtype, spread: int = 0) -> torch.Tensor:
+    """Normal numbers; with `spread` each is scaled by a random power of two up to 2^+-spread."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    numbers = generator.standard_normal(shape, dtype=np.float32)
+    if spread:
+        numbers *= np.exp2(generator.integers(-spread, spread + 1, shape)).astype(np.float32)
+    return torch.from_numpy(numbers).to(dtype)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One launch. `inputs`: tensors on the CPU; `run(device tensors)`: launches and returns the output."""
+
+    name: str
+    inputs: Callable[[], list[torch.Tensor]]
+    run: Callable[[list[torch.Tensor]], torch.Tensor]
+
+    def output(self, device: str) -> torch.Tensor:
+        """The output on the CPU. device: "cuda", or "cpu" while emulation is on."""
+        return self.run([t.to(device) for t in self.inputs()]).cpu()
+
+    def recorded(self) -> torch.Tensor:
+        """What the H200 wrote."""
+        with np.load(FOLDER / f"{self.name}.npz") as data:
+            raw = torch.from_numpy(data["bits"])
+            return raw.view(getattr(torch, str(data["dtype"])))
+
+
+def fake(tensor: torch.Tensor) -> Any:
+    return cute_runtime.make_fake_tensor(
+        CUTE_DTYPES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride()), assumed_align=tensor.element_size()
+    )
+
+
+def run_tile(kernel: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """One of `kernels` on A (M, K) and B (N, K)."""
+    a, b = tensors
+    d = torch.full((a.shape[0], b.shape[0]), float("nan"), device=a.device)
+    emulated = not a.is_cuda
+    options = quack.emulator.compile_options("sm90") if emulated else "--enable-tvm-ffi --gpu-arch sm_90a"
+    stream = cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
+    compiled = cute.compile(kernel, fake(a), fake(b), fake(d), stream, options=options)
+    if emulated:
+        quack.emulator.launch(compiled, a, b, d)
+    else:
+        compiled(a, b, d)
+        torch.cuda.synchronize()
+    return d
+
+
+def tile(name: str, dtype: torch.dtype, m: int, n: int, k: int, kernel: Any, spread: int = 0) -> Recording:
+    seed = sum(name.encode())
+    return Recording(
+        name,
+        lambda: [values(seed, (m, k), dtype, spread), values(seed + 1, (n, k), dtype, spread)],
+        lambda tensors: run_tile(kernel, tensors),
+    )
+
+
+def wgmma(name: str, dtype: torch.dtype, k: int, majors: tuple[Any, Any] = (K, K), spread: int = 0, **options: Any) -> Recording:
+    cute_dtype = CUTE_DTYPES[dtype]
+    return tile(name, dtype, 64, 64, k, WgmmaTile(64, k, cute_dtype, cute_dtype, *majors, **options), spread)
+
+
+def gemm(
+    name: str,
+    shape: tuple[int, int, int],
+    config: GemmConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    out_dtype: torch.dtype = torch.bfloat16,
+    with_c: bool = False,
+    **options: Any,
+) -> Recording:
+    """`quack.gemm_tuned.fn` on A (M, K), B (N, K)^T."""
+    (m, n, k), seed = shape, sum(name.encode())
+
+    def inputs() -> list[torch.Tensor]:
+        tensors = [values(seed, (m, k), dtype), values(seed + 1, (n, k), dtype)]
+        return tensors + ([values(seed + 2, (m, n), torch.bfloat16), values(seed + 3, (n,), torch.bfloat16)] if with_c else [])
+
+    def run(tensors: list[torch.Tensor]) -> torch.Tensor:
+        a, b = tensors[:2]
+        c, bias = tensors[2:] if with_c else (None, None)
+        out = torch.full((m, n), float("nan"), device=a.device).to(out_dtype)
+        scale: dict[str, Any] = {"alpha": 0.75, "beta": -1.5} if with_c else {}
+        quack.gemm_tuned.fn(a, b.T, out, C=c, bias=bias, config=config, **scale, **options)
+        return out
+
+    return Recording(name, inputs, run)
+
+
+BF16, FP16, E4M3, E5M2 = torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
+RECORDINGS = [
+    *(wgmma(f"wgmma_bf16_k_sw{s}", BF16, 64, swizzle=s) for s in (16, 32, 64, 128)),
+    *(wgmma(f"wgmma_bf16_mn_sw{s}", BF16, 64, (MN, MN), swizzle=s) for s in (16, 32, 64, 128)),
+    wgmma("wgmma_fp16_mixed_majors", FP16, 64, (K, MN)),
+    wgmma("wgmma_bf16_wide", BF16, 16, spread=12, swizzle=32),
+    wgmma("wgmma_bf16_wide_k64", BF16, 64, spread=12),
+    wgmma("wgmma_fp16_wide", FP16, 64, spread=5),
+    wgmma("wgmma_e4m3", E4M3, 128),
+    wgmma("wgmma_e4m3_k32", E4M3, 32, swizzle=32, spread=3),
+    wgmma("wgmma_e5m2_wide", E5M2, 128, spread=6),
+    wgmma("wgmma_bf16_registers", BF16, 64, a_from_registers=True),
+    tile("mma_bf16", BF16, 16, 8, 64, WarpMmaTile(64, cutlass.BFloat16), spread=6),
+    tile("mma_fp16", FP16, 16, 8, 64, WarpMmaTile(64, cutlass.Float16), spread=4),
+    gemm("gemm_multicast_a", (200, 264, 136), GemmConfig(128, 128, cluster_n=2, pingpong=True)),
+    gemm("gemm_multicast_b", (264, 136, 200), GemmConfig(128, 128, cluster_m=2)),
+    gemm("gemm_fp16_fp32", (136, 200, 264), GemmConfig(128, 192), FP16, torch.float32),
+    gemm("gemm_e4m3_fast", (192, 128, 512), GemmConfig(128, 128), E4M3, torch.float32, fast_accum=True),
+    gemm("gemm_e4m3_precise", (192, 128, 512), GemmConfig(128, 128), E4M3, torch.float32),
+    gemm("gemm_epilogue", (200, 136, 136), GemmConfig(128, 128, pingpong=True), with_c=True),
+    gemm("gemm_odd_dynamic", (131, 203, 72), GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True)),
+]  # fmt: skip
+
+
+def main(folder: Optional[str] = None) -> None:
+    """Record everything on the GPU of this machine."""
+    target = Path(folder or sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    for recording in RECORDINGS:
+        output = recording.output("cuda").contiguous()
+        bits = output.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[output.element_size()])
+        dtype = str(output.dtype).removeprefix("torch.")
+        np.savez_compressed(target / f"{recording.name}.npz", bits=bits.numpy(), dtype=dtype)
+        print(f"{recording.name:28} {tuple(output.shape)} {dtype}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
