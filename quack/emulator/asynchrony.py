@@ -8,6 +8,7 @@ latest         only when no warp can run any more, oldest operation first: shows
 random:SEED    warps and operations interleave in a seeded random order
 """
 
+import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -52,28 +53,51 @@ class AsyncOp:
 
 
 class PendingOps:
-    """Operations in flight, by queue."""
+    """Operations in flight, by queue. `heads`: those that may run next, the first of each queue, in no certain order."""
 
     def __init__(self) -> None:
         self.queues: dict[Hashable, deque[AsyncOp]] = {}
+        self.heads: list[AsyncOp] = []
+        self._places: dict[AsyncOp, int] = {}  # of heads in the list
+        self._by_age: list[tuple[int, AsyncOp]] = []  # a heap of heads, and of operations already done
+        self._count = 0
 
     def add(self, op: AsyncOp) -> None:
-        self.queues.setdefault(op if op.queue is None else op.queue, deque()).append(op)
+        """Issue, with a ticket newer than all before."""
+        queue = self.queues.setdefault(op if op.queue is None else op.queue, deque())
+        queue.append(op)
+        self._count += 1
+        if len(queue) == 1:
+            self._append_head(op)
 
-    def heads(self) -> list[AsyncOp]:
-        """Operations that may run next: the first of each queue, oldest first."""
-        return [queue[0] for queue in self.queues.values()]
+    def oldest(self) -> AsyncOp:
+        """The head issued first."""
+        while self._by_age[0][1] not in self._places:
+            heapq.heappop(self._by_age)
+        return self._by_age[0][1]
 
     def finish(self, op: AsyncOp) -> None:
         """Remove a completed operation from the head of its queue."""
+        place, last = self._places.pop(op), self.heads.pop()
+        if last is not op:
+            self.heads[place] = last
+            self._places[last] = place
+        self._count -= 1
         key: Hashable = op if op.queue is None else op.queue
         queue = self.queues[key]
         queue.popleft()
-        if not queue:
+        if queue:
+            self._append_head(queue[0])
+        else:
             del self.queues[key]
 
+    def _append_head(self, op: AsyncOp) -> None:
+        self._places[op] = len(self.heads)
+        self.heads.append(op)
+        heapq.heappush(self._by_age, (op.ticket, op))
+
     def __len__(self) -> int:
-        return sum(map(len, self.queues.values()))
+        return self._count
 
 
 @dataclass(frozen=True)
@@ -107,10 +131,13 @@ EAGER = Schedule()
 
 
 class ThreadGroups:
-    """Async-groups per thread of one warp: cp.async (9.7.9.25.3) and cp.async.bulk (9.7.9.25.4) keep one each."""
+    """Async-groups per thread of one warp: cp.async (9.7.9.25.3) and cp.async.bulk (9.7.9.25.4) keep one each.
 
-    def __init__(self, lanes: int = 32) -> None:
-        self.lanes = lanes
+    remembers: operations stay on record until a wait for their completion has returned, for `waited`.
+    """
+
+    def __init__(self, lanes: int = 32, remembers: bool = False) -> None:
+        self.lanes, self.remembers = lanes, remembers
         self.committed = [0] * lanes
         self.open: list[tuple[int, AsyncOp]] = []
         self.closed: list[tuple[int, int, AsyncOp]] = []
@@ -128,9 +155,21 @@ class ThreadGroups:
 
     def pending(self, active: list[int], keep: int, reads_only: bool = False) -> Optional[AsyncOp]:
         """An operation that an active lane must still wait for, if all but its `keep` newest groups must be done."""
-        self.closed = [entry for entry in self.closed if not entry[2].is_done]
+        if not self.remembers:
+            self.closed = [entry for entry in self.closed if not entry[2].is_done]
         lanes = set(active)
         for lane, index, op in self.closed:
-            if lane in lanes and index < self.committed[lane] - keep and not (reads_only and op.has_read):
+            if op.is_done or (reads_only and op.has_read):
+                continue
+            if lane in lanes and index < self.committed[lane] - keep:
                 return op
         return None
+
+    def waited(self, active: list[int], keep: int, reads_only: bool = False) -> list[AsyncOp]:
+        """The operations that a wait of the active lanes, which has returned, covers."""
+        lanes = set(active)
+        due = [e for e in self.closed if e[0] in lanes and e[1] < self.committed[e[0]] - keep]
+        if not reads_only:
+            gone = set(map(id, due))
+            self.closed = [e for e in self.closed if id(e) not in gone]
+        return [op for _, _, op in due]

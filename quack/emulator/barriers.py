@@ -64,7 +64,7 @@ class Mbarrier:
         return f"mbarrier at smem offset {self.offset - 1024} of CTA {self.rank} (phase {self.phase})"
 
 
-@dataclass
+@dataclass(eq=False)
 class NamedBarrier:
     """One of the 16 barriers of a CTA. `expected` in threads, fixed by the first arrival of a generation."""
 

@@ -124,5 +124,5 @@ def _run(function: LinkedFunction, launched: Launch, device: DeviceProperties, s
     machine.run()
     seconds = time.perf_counter() - start
     return KernelRun(
-        launched.kernel, tuple(launched.grid), tuple(launched.block), tuple(launched.cluster), machine.instructions, seconds
+        launched.kernel, launched.grid, launched.block, launched.cluster, machine.instructions, seconds
     )

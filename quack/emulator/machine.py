@@ -105,8 +105,8 @@ class Warp:
         self.instructions = 0
         self.wgmma_open: list[AsyncOp] = []
         self.wgmma_groups: list[list[AsyncOp]] = []
-        self.bulk_groups = ThreadGroups()
-        self.copy_groups = ThreadGroups()
+        self.bulk_groups = ThreadGroups(remembers=machine.observer is not None)
+        self.copy_groups = ThreadGroups(remembers=machine.observer is not None)
         self.cluster_generation: Optional[int] = None
         self.named_ticket: Optional[tuple[NamedBarrier, int]] = None
         self.local: Optional[np.ndarray] = None
@@ -433,9 +433,6 @@ class Machine:
         if op.is_done and self.observer is not None:
             self.observer.complete(op)
 
-    def _oldest(self) -> AsyncOp:
-        return min(self.pending.heads(), key=lambda op: op.ticket)
-
     def _advance(self, op: AsyncOp) -> None:
         self._step(op)
         if op.is_done:
@@ -465,13 +462,13 @@ class Machine:
                 continue
             idle += 1
             if len(self.pending):
-                self._advance(self._oldest())
+                self._advance(self.pending.oldest())
             elif not ran or idle > IDLE_PASSES:
                 timeouts += 1
                 if idle > 2 * IDLE_PASSES or timeouts > 3 or not self._time_out():
                     raise Deadlock(self.report_deadlock())
         while len(self.pending):
-            self._advance(self._oldest())
+            self._advance(self.pending.oldest())
 
     def _pass_in_order(self) -> int:
         ran = 0
@@ -489,7 +486,7 @@ class Machine:
         ran = 0
         for _ in range(len(live)):
             if random.random() < 0.25 and len(self.pending):
-                self._advance(random.choice(self.pending.heads()))
+                self._advance(random.choice(self.pending.heads))
             warp = random.choice(live)
             if not warp.is_done and warp.is_ready:
                 ran += self._run(warp, random.randrange(1, 128))

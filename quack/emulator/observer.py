@@ -15,11 +15,30 @@ class Proxy(Enum):
 
 
 class Access(Enum):
-    """READ, WRITE, or ATOMIC (reads, writes and synchronises)."""
+    """READ and WRITE are weak; STRONG_READ, STRONG_WRITE (relaxed, acquire, release) and ATOMIC may meet their like."""
 
     READ = "read"
     WRITE = "write"
+    STRONG_READ = "strong read"
+    STRONG_WRITE = "strong write"
     ATOMIC = "atomic"
+
+    @property
+    def is_read(self) -> bool:
+        return self in (Access.READ, Access.STRONG_READ, Access.ATOMIC)
+
+    @property
+    def is_write(self) -> bool:
+        return self in (Access.WRITE, Access.STRONG_WRITE, Access.ATOMIC)
+
+    @property
+    def is_strong(self) -> bool:
+        return self not in (Access.READ, Access.WRITE)
+
+    @property
+    def strengthened(self) -> "Access":
+        """The same access by an instruction that is not weak."""
+        return {Access.READ: Access.STRONG_READ, Access.WRITE: Access.STRONG_WRITE}.get(self, self)
 
 
 class Observer:
@@ -45,7 +64,10 @@ class Observer:
         """Accesses to global memory: `size` bytes at each of `addresses` (array)."""
 
     def release(self, actor: Any, sync: Any, relaxed: bool = False) -> None:
-        """`actor` publishes what it did and knows to whoever acquires `sync`; relaxed: only up to its last fence."""
+        """`actor` publishes what it did and knows to whoever acquires `sync`; relaxed: only up to its last fence.
+
+        sync: an `Mbarrier`, `NamedBarrier` or `ClusterBarrier` before the arrival is counted, or the name of an address.
+        """
 
     def acquire(self, actor: Any, sync: Any, relaxed: bool = False) -> None:
         """`actor` learns what was released to `sync`; relaxed: at its next fence."""
@@ -80,11 +102,17 @@ class Observer:
     def wgmma_wait(self, warp: Any, ops: list[Any]) -> None:
         """wgmma.wait_group returned: these operations are done as far as this warp is concerned."""
 
-    def bulk_wait(self, warp: Any, keep: int, reads_only: bool) -> None:
-        """cp.async.bulk.wait_group[.read] returned: all but `keep` groups of the active lanes are done (have read)."""
+    def bulk_wait(self, warp: Any, ops: list[Any], reads_only: bool) -> None:
+        """cp.async.bulk.wait_group[.read] returned: these operations are done (have read) as far as this warp knows."""
 
-    def copy_wait(self, warp: Any, keep: int) -> None:
-        """cp.async.wait_group returned."""
+    def copy_wait(self, warp: Any, ops: list[Any]) -> None:
+        """cp.async.wait_group returned: these operations are done as far as this warp knows."""
+
+    def tensor_alloc(self, warp: Any, cta: Any, column: int, count: int) -> None:
+        """tcgen05.alloc returned: columns [column, column + count) of `cta`."""
+
+    def tensor_free(self, warp: Any, cta: Any, column: int, count: int) -> None:
+        """tcgen05.dealloc: columns [column, column + count) of `cta` are about to be freed."""
 
     def warp_exit(self, warp: Any) -> None:
         """A warp ended."""

@@ -291,6 +291,23 @@ def reduce_box(
     reduce_global(tensor_map, read_shared(tensor_map, shared, offset), coordinates, view, op)
 
 
+def touched_rows(
+    tensor_map: TensorMap, coordinates: Sequence[int], gathered: bool, is_store: bool
+) -> tuple[np.ndarray, int]:
+    """(addresses, bytes of each) of the rows of global memory that a load reads or a store writes; for checkers."""
+    boxes = _row_coordinates(tensor_map, coordinates) if gathered else [tuple(coordinates)]
+    windows = [w for w in (_window(tensor_map, box, is_store) for box in boxes) if w is not None]
+    rows = []
+    for window in windows:
+        at = np.array([window.address], np.int64)
+        for count, step in zip(window.counts[1:], window.steps[1:]):
+            at = (np.arange(count, dtype=np.int64)[:, None] * step + at).reshape(-1)
+        rows.append(at)
+    if not windows:
+        return np.zeros(0, np.uint64), 0
+    return np.concatenate(rows).astype(np.uint64), windows[0].counts[0]
+
+
 def _row_coordinates(tensor_map: TensorMap, coordinates: Sequence[int]) -> list[tuple[int, int]]:
     """(column, row) of each of the four boxes."""
     if tensor_map.rank != 2 or tensor_map.box[1] != 1 or len(coordinates) != 5:

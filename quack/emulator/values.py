@@ -50,7 +50,7 @@ def where(condition: np.ndarray, new: Value, old: Value, bits: int) -> Value:
 def uniform(value: Value, bits: int, first: int) -> Any:
     """The value of lane `first` as a Python int or bool."""
     if value.__class__ is np.ndarray:
-        return bool(value[first]) if bits == 1 else int(value[first])  # type: ignore[index]
+        return bool(value[first]) if bits == 1 else int(value[first])
     if value is None:
         return (POISON & MASK[bits]) if bits != 1 else False
     return value

@@ -309,8 +309,3 @@ def example_spec(arch: str = "sm_90a") -> GemmSpec:
 
     operands = OperandSpecs(operand(False), operand(True), operand(False))
     return GemmSpec(arch, operands, GemmConfig().with_tile_k(Dtype.BF16))
-
-
-def cross_compile_report(arch: str = "sm_90a") -> dict[str, Any]:
-    """`kernel_facts` of `example_spec`; works on a machine with no GPU."""
-    return kernel_facts(example_spec(arch))

@@ -52,7 +52,7 @@ def atomic_function(operation: str, kind: str) -> Callable[..., int]:
     if "f" in kind and operation in ("add", "min", "max"):
         return _float_operation(operation, kind)
     read = (lambda v: signed(v, bits)) if kind[0] == "s" else (lambda v: v)
-    return {
+    functions: dict[str, Callable[..., int]] = {
         "add": lambda old, x: (old + x) & mask,
         "min": lambda old, x: min(read(old), read(x)) & mask,
         "max": lambda old, x: max(read(old), read(x)) & mask,
@@ -63,7 +63,8 @@ def atomic_function(operation: str, kind: str) -> Callable[..., int]:
         "inc": lambda old, x: 0 if old >= x else old + 1,
         "dec": lambda old, x: x if old == 0 or old > x else old - 1,
         "cas": lambda old, expected, new: new if old == expected else old,
-    }[operation]
+    }
+    return functions[operation]
 
 
 def _atomic(b: Binder, has_result: bool) -> Execute:

@@ -4,6 +4,7 @@ A load reads global memory, writes shared memory and signals its mbarrier in one
 reads shared memory (`wait_group.read` ends here), then writes global memory.
 """
 
+import functools
 import re
 from typing import Any, NamedTuple, Optional
 
@@ -18,11 +19,12 @@ from ..observer import Access, Proxy
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..ptx import split_operands
-from ..tensor_map import TensorMap, replace_field
+from ..tensor_map import ElementType, TensorMap, replace_field
 from ..values import MASK, signed, uniform
 from .data import shared_place, space_of
 from .sync import addresses, complete_transactions
 
+Reduction = tuple[str, ElementType]
 _DIRECTIONS = ("shared::cluster", "shared::cta", "global")
 _MODES = ("tile", "tile::gather4", "tile::scatter4", "im2col", "im2col::w", "im2col::w::128", "im2col_no_offs")
 
@@ -139,7 +141,7 @@ def _submit_load(w: Any, line: Line, to: int, barrier: int, targets: Optional[in
             raise Misuse(f"TMA load to CTA {rank}, barrier in CTA {signalled}, of a cluster of {cluster.size}")
         stages.append(_load_stage(w, line, cluster.ctas[rank], offset, cluster.ctas[signalled], barrier_offset))
     op = AsyncOp("tma load", w, w.instruction, [])
-    op.remaining.extend(lambda s=stage: s(op) for stage in stages)
+    op.remaining.extend(functools.partial(stage, op) for stage in stages)
     w.machine.submit(op)
 
 
@@ -152,12 +154,20 @@ def _load_stage(w: Any, line: Line, cta: Any, offset: int, barrier_cta: Any, bar
     def run(op: AsyncOp) -> None:
         data = read(tensor_map, line.coordinates, machine.memory.view)
         if machine.observer is not None:
+            _observe_rows(machine, op, line, Access.READ)
             machine.observer.shared(op, cta, np.array([offset]), nbytes, Access.WRITE, Proxy.ASYNC)
         tma_box.write_shared(tensor_map, data, cta.smem.bytes, offset)
         count = tensor_map.transaction_bytes * line.boxes
         complete_transactions(w, op, barrier_cta.mbarrier(barrier_offset), count)
 
     return run
+
+
+def _observe_rows(machine: Any, op: AsyncOp, line: Line, access: Access) -> None:
+    """Tell the observer what of global memory a box touches."""
+    rows, nbytes = tma_box.touched_rows(line.tensor_map, line.coordinates, line.gathered, access is not Access.READ)
+    if len(rows):
+        machine.observer.global_memory(op, rows, nbytes, access, Proxy.ASYNC)
 
 
 def _tensor_store(b: Binder, operation: Optional[str], gathered: bool) -> Execute:
@@ -186,6 +196,8 @@ def _submit_store(w: Any, line: Line, cta: Any, offset: int, operation: Optional
         held.append(tma_box.read_shared(tensor_map, cta.smem.bytes, offset, line.boxes))
 
     def write() -> None:
+        if machine.observer is not None:
+            _observe_rows(machine, op, line, Access.WRITE if operation is None else Access.ATOMIC)
         if line.gathered:
             tma_box.write_global_scatter4(tensor_map, held[0], line.coordinates, view)
         elif operation is None:
@@ -261,6 +273,8 @@ def _linear_load_stage(
     def run() -> None:
         if space == "global":
             data = machine.memory.view(source, nbytes)
+            if machine.observer is not None:
+                machine.observer.global_memory(op, np.array([source], np.uint64), nbytes, Access.READ, Proxy.ASYNC)
         else:
             from_cta, from_offset = shared_place(w, source)
             from_cta.smem.check(from_offset, nbytes)
@@ -275,7 +289,7 @@ def _linear_load_stage(
     return run
 
 
-def _linear_store(b: Binder, to: Any, of: Any, size: int, reduction: Any) -> Execute:
+def _linear_store(b: Binder, to: Any, of: Any, size: int, reduction: Optional[Reduction]) -> Execute:
     def run(w: Any) -> None:
         for lane, dst, src in zip(list(w.lanes), addresses(w, to), addresses(w, of)):
             nbytes = uniform(w.regs[size], 32, lane)
@@ -287,7 +301,9 @@ def _linear_store(b: Binder, to: Any, of: Any, size: int, reduction: Any) -> Exe
     return run
 
 
-def _submit_linear_store(w: Any, cta: Any, offset: int, to: int, nbytes: int, reduction: Any) -> AsyncOp:
+def _submit_linear_store(
+    w: Any, cta: Any, offset: int, to: int, nbytes: int, reduction: Optional[Reduction]
+) -> AsyncOp:
     machine = w.machine
     held: list[np.ndarray] = []
 
@@ -298,10 +314,14 @@ def _submit_linear_store(w: Any, cta: Any, offset: int, to: int, nbytes: int, re
 
     def write() -> None:
         view = machine.memory.view(to, nbytes)
+        if machine.observer is not None:
+            access = Access.WRITE if reduction is None else Access.ATOMIC
+            machine.observer.global_memory(op, np.array([to], np.uint64), nbytes, access, Proxy.ASYNC)
         if reduction is None:
             view[:] = held[0]
         else:
-            tma_box.reduce_bytes(*reduction, view, held[0])
+            operation, element = reduction
+            tma_box.reduce_bytes(operation, element, view, held[0])
 
     op = AsyncOp("bulk store", w, w.instruction, [read, write], reads_after=1)
     return machine.submit(op)
@@ -342,7 +362,7 @@ def bulk_wait(b: Binder) -> Execute:
         op = w.bulk_groups.pending(w.lanes, keep, reads_only)
         if op is None:
             if w.machine.observer is not None:
-                w.machine.observer.bulk_wait(w, keep, reads_only)
+                w.machine.observer.bulk_wait(w, w.bulk_groups.waited(w.lanes, keep, reads_only), reads_only)
             return None
         ready = (lambda: op.has_read) if reads_only else (lambda: op.is_done)
         return Wait(ready, f"bulk group (issued at PTX line {op.site.line})")
@@ -384,6 +404,9 @@ def copy_async(b: Binder) -> Execute:
             if machine.observer is not None:
                 offsets = np.array([offset for _, offset, _, _ in moves])
                 machine.observer.shared(op, w.cta, offsets, size, Access.WRITE, Proxy.GENERIC)
+                read = np.array([src for _, _, src, wanted in moves if wanted == size], np.uint64)
+                if len(read):
+                    machine.observer.global_memory(op, read, size, Access.READ, Proxy.GENERIC)
 
         op = AsyncOp("cp.async", w, w.instruction, [copy], queue=("cp.async", w.uid))
         for lane in w.lanes:
@@ -410,7 +433,7 @@ def _copy_group(b: Binder) -> Execute:
         op = w.copy_groups.pending(w.lanes, keep)
         if op is None:
             if w.machine.observer is not None:
-                w.machine.observer.copy_wait(w, keep)
+                w.machine.observer.copy_wait(w, w.copy_groups.waited(w.lanes, keep))
             return None
         return Wait(lambda: op.is_done, f"cp.async group (issued at PTX line {op.site.line})")
 
@@ -441,8 +464,13 @@ def tensormap_replace(b: Binder) -> Execute:
                 cta, offset = shared_place(w, at)
                 cta.smem.check(offset, 128)
                 raw = cta.smem.bytes[offset : offset + 128]
+                if w.machine.observer is not None:
+                    w.machine.observer.shared(w, cta, np.array([offset]), 128, Access.WRITE, Proxy.GENERIC)
             else:
                 raw = w.machine.memory.view(at, 128)
+                if w.machine.observer is not None:
+                    where = np.array([at], np.uint64)
+                    w.machine.observer.global_memory(w, where, 128, Access.WRITE, Proxy.GENERIC)
             words = raw.view(np.uint32)
             index = 0 if ordinal is None else uniform(w.regs[ordinal], 32, lane)
             replace_field(words, field, uniform(w.regs[value], bits, lane), index)
@@ -460,6 +488,10 @@ def tensormap_copy(b: Binder) -> Execute:
     def run(w: Any) -> None:
         cta, offset = shared_place(w, addresses(w, of)[0])
         cta.smem.check(offset, size)
+        if w.machine.observer is not None:
+            target = np.array([addresses(w, to)[0]], np.uint64)
+            w.machine.observer.shared(w, cta, np.array([offset]), size, Access.READ, Proxy.GENERIC)
+            w.machine.observer.global_memory(w, target, size, Access.WRITE, Proxy.GENERIC)
         w.machine.memory.view(addresses(w, to)[0], size)[:] = cta.smem.bytes[offset : offset + size]
         w.machine.version += 1
 

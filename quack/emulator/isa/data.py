@@ -1,6 +1,7 @@
 """Moving data: mov, ld, st, address conversion (PTX ISA 9.7.9.1 to 9.7.9.22)."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -210,7 +211,8 @@ def shared_place(w: Any, address: int) -> tuple[Any, int]:
 # ---- ld, st -----------------------------------------------------------------------------------------------------------
 
 
-class Transfer(NamedTuple):
+@dataclass(frozen=True)
+class Transfer:
     """What ld and st have in common. `size`: bytes of an element; `count`: elements per lane."""
 
     space: str
@@ -239,7 +241,8 @@ def _check_alignment(address: int, size: int) -> None:
         raise IllegalAccess(f"address {address:#x} is not a multiple of the {size} bytes accessed")
 
 
-class Block(NamedTuple):
+@dataclass(slots=True)
+class Block:
     """Lanes whose elements lie in one array: array[index + i] is element i."""
 
     array: np.ndarray
@@ -249,6 +252,8 @@ class Block(NamedTuple):
 
 def blocks(w: Any, t: Transfer, access: Access) -> list[Block]:
     """Check an access and find the memory behind it. `index` is an int for a uniform address, else one per lane."""
+    if t.order != "weak":
+        access = access.strengthened
     value = address_value(w, t.address)
     if value.__class__ is int:
         _check_alignment(value, t.bytes)
@@ -337,10 +342,13 @@ def synchronise(w: Any, t: Transfer, access: Access) -> None:
     value = address_value(w, t.address)
     for address in {value} if value.__class__ is int else set(value[w.mask].tolist()):
         relaxed = t.order in ("relaxed", "volatile", "mmio")
+        name: Any = ("address", address)
+        if (t.space or space_of(address)) == "shared":
+            name = shared_place(w, address)
         if access is not Access.WRITE and (relaxed or t.order in ("acquire", "acq_rel")):
-            observer.acquire(w, ("address", address), relaxed)
+            observer.acquire(w, name, relaxed)
         if access is not Access.READ and (relaxed or t.order in ("release", "acq_rel")):
-            observer.release(w, ("address", address), relaxed)
+            observer.release(w, name, relaxed)
 
 
 def _widen(t: Transfer, is_signed: bool, out_bits: int) -> Any:

@@ -30,12 +30,6 @@ def barrier_at(w: Any, address: int) -> Mbarrier:
     return cta.mbarrier(offset)
 
 
-def _changed(w: Any, actor: Any, barrier: Mbarrier) -> None:
-    w.machine.version += 1
-    if w.machine.observer is not None:
-        w.machine.observer.release(actor, barrier)
-
-
 def complete_transactions(w: Any, actor: Any, barrier: Mbarrier, count: int) -> None:
     """An asynchronous operation delivers `count` bytes to a barrier."""
     if w.machine.observer is not None:
@@ -92,7 +86,7 @@ def mbarrier_inval(b: Binder) -> Execute:
 
 @opcode("mbarrier.expect_tx", "mbarrier.complete_tx", section="9.7.13.15.11 / 9.7.13.15.12")
 def mbarrier_transactions(b: Binder) -> Execute:
-    """mbarrier.expect_tx and complete_tx [addr], bytes."""
+    """mbarrier.expect_tx and complete_tx [addr], bytes: relaxed, so they order nothing."""
     is_expect = "expect_tx" in b.instruction.opcode
     b.ignore(*_SEMANTICS, *_SPACES)
     address, count = b.address(0), b.src(1, 32)
@@ -105,7 +99,7 @@ def mbarrier_transactions(b: Binder) -> Execute:
                 barrier.expect(int(counts[lane]))
             else:
                 barrier.complete(int(counts[lane]))
-            _changed(w, w, barrier)
+            w.machine.version += 1
 
     return run
 
@@ -115,6 +109,7 @@ def mbarrier_arrive(b: Binder) -> Execute:
     """mbarrier.arrive[_drop][.expect_tx][.noComplete] [state,] [addr][, count]."""
     is_drop = b.instruction.opcode.startswith("mbarrier.arrive_drop")
     expects = b.flag("expect_tx")
+    is_relaxed = b.flag("relaxed")
     b.ignore("noComplete", *_SEMANTICS, *_SPACES)
     first = 0 if b.operands[0].startswith("[") else 1
     state = b.out(0) if first else None
@@ -128,7 +123,7 @@ def mbarrier_arrive(b: Binder) -> Execute:
             if state is not None:
                 w.regs[state] = barrier.phase
             if w.machine.observer is not None:
-                w.machine.observer.release(w, barrier)
+                w.machine.observer.release(w, barrier, is_relaxed)
             amount = 1 if counts is None else int(counts[lane])
             if expects:
                 barrier.expect(amount)
@@ -149,6 +144,7 @@ def mbarrier_wait(b: Binder) -> Execute:
     time limit of try_wait passed).
     """
     is_parity = b.flag("parity")
+    is_relaxed = b.flag("relaxed")
     b.ignore(*_SEMANTICS, *_SPACES)
     out, address, phase = b.out(0), b.address(1), b.src(2, 32 if is_parity else 64)
 
@@ -165,7 +161,7 @@ def mbarrier_wait(b: Binder) -> Execute:
         if barrier.phase & 1 != parity:
             w.regs[out] = True
             if w.machine.observer is not None:
-                w.machine.observer.acquire(w, barrier)
+                w.machine.observer.acquire(w, barrier, is_relaxed)
             return None
         w.regs[out] = False
         return Wait(lambda: barrier.phase & 1 != parity, f"{barrier}, parity {parity}", is_soft=True)
@@ -234,7 +230,7 @@ def named_barrier(b: Binder) -> Execute:
                 return Wait(lambda: barrier.generation != generation, _on_named(barrier))
             w.named_ticket = None
             if observer is not None:
-                observer.acquire(w, (w.cta, barrier.number))
+                observer.acquire(w, barrier)
             return None
         if is_aligned:
             require_converged(w)
@@ -251,14 +247,14 @@ def named_barrier(b: Binder) -> Execute:
                 raise Misuse(f"barrier {index} with {expected} threads: must be a positive multiple of {LANES}")
         generation = barrier.generation
         if observer is not None:
-            observer.release(w, (w.cta, index))
+            observer.release(w, barrier)
         done = barrier.arrive(w.number, LANES, expected)
         w.machine.version += 1
         if action == "arrive":
             return None
         if done:
             if observer is not None:
-                observer.acquire(w, (w.cta, index))
+                observer.acquire(w, barrier)
             return None
         w.named_ticket = (barrier, generation)
         return Wait(lambda: barrier.generation != generation, _on_named(barrier))

@@ -133,6 +133,7 @@ def allocate(b: Binder) -> Execute:
             raise Misuse("tcgen05.alloc writes its address to an aligned word of the CTA's own shared memory")
         cta.smem.check(offset, 4)
         if w.machine.observer is not None:
+            w.machine.observer.tensor_alloc(w, cta, column, uniform(w.regs[columns], 32, w.first))
             w.machine.observer.shared(w, cta, np.array([offset]), 4, Access.WRITE, Proxy.GENERIC)
         cta.smem.views[np.uint32][offset // 4] = column
         w.machine.version += 1
@@ -155,6 +156,8 @@ def deallocate(b: Binder) -> Execute:
         count = uniform(w.regs[columns], 32, w.first)
         if at.lane:
             raise Misuse(f"tcgen05.dealloc at lane {at.lane}")
+        if w.machine.observer is not None and w.state.get("tcgen05 request") is None:
+            w.machine.observer.tensor_free(w, w.cta, at.column, count)
         if group == 1:
             tensor_memory(w.cta).free(at.column, count)
             w.machine.version += 1

@@ -1,11 +1,14 @@
 """Tiny PTX kernels around a few instructions, run on the emulator's machine without a compiler or a runtime."""
 
+from typing import Optional
+
 import numpy as np
 
 from quack.emulator import isa as isa  # fills the table of opcodes
 from quack.emulator.asynchrony import Schedule
 from quack.emulator.machine import Dim3, LaunchShape, Machine
 from quack.emulator.memory import GlobalMemory
+from quack.emulator.observer import Observer
 from quack.emulator.program import Program
 from quack.emulator.ptx import parse
 
@@ -36,14 +39,23 @@ ret;
 """
 
 
-def run_kernel(body: str, *buffers: np.ndarray, shared: int = 0, threads: int = 32, schedule: str = "eager") -> Machine:
-    """Run `body` (see `kernel_text`) on one CTA; the kernel reads and writes `buffers` in place."""
+def run_kernel(
+    body: str,
+    *buffers: np.ndarray,
+    shared: int = 0,
+    threads: int = 32,
+    schedule: str = "eager",
+    grid: int = 1,
+    cluster: int = 1,
+    sms: int = 132,
+    observer: Optional[Observer] = None,
+) -> Machine:
+    """Run `body` (see `kernel_text`); the kernel reads and writes `buffers` in place. grid, cluster: CTAs along x."""
     program = Program(parse(kernel_text(body, len(buffers)))["tiny"])
     parameters = b"".join(b.ctypes.data.to_bytes(8, "little") for b in buffers)
     memory = GlobalMemory([(b.ctypes.data, b.nbytes) for b in buffers])
-    machine = Machine(
-        program, LaunchShape(Dim3(), Dim3(threads), dynamic_smem=shared), parameters, memory, Schedule.parse(schedule)
-    )
+    shape = LaunchShape(Dim3(grid), Dim3(threads), Dim3(cluster), shared)
+    machine = Machine(program, shape, parameters, memory, Schedule.parse(schedule), observer, sms)
     machine.run()
     return machine
 
