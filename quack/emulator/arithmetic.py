@@ -2,12 +2,12 @@
 
 Measured on an H200 (tests/emulated/conformance.py; every recording is reproduced bit by bit): the products and the
 accumulator are aligned to the largest exponent among them and cut (towards zero) to a number of fraction bits below it,
-the cut terms are summed exactly, and the sum is cut to the precision of the result.
+the cut terms are summed exactly, and the sum is cut to an fp32 or rounded to an fp16 accumulator.
 
-| operands on sm_90 | fraction bits of a term | fraction bits of the sum |
-|---|---|---|
-| bf16, fp16 (wgmma k = 16, mma.sync m16n8k16) | 25 | 23 (fp32) |
-| fp8 (wgmma k = 32) | 13 | 13 |
+| operands on sm_90 | fraction bits of a term | of the sum, fp32 accumulator | fp16 accumulator |
+|---|---|---|---|
+| bf16, fp16 (wgmma k = 16, mma.sync m16n8k16) | 25 | 23 | rounded to nearest even |
+| fp8 (wgmma k = 32) | 13 | 13 | rounded to nearest even |
 
 The exponent of a product is e(a) + e(b), not normalised: a product may be up to 4 * 2^e. Not measured, and taken to be as
 for 16-bit operands: tf32 on sm_90. On sm_100 and sm_120 nothing could be measured: there the exact sum is rounded once.
@@ -21,6 +21,7 @@ from . import formats
 
 INTEGER_FORMATS: dict[str, Any] = {"s8": np.int8, "u8": np.uint8}
 _NO_EXPONENT = -10000  # of a zero: below that of every product
+_SMALL = 1 << 13  # products of one instruction that are formed all at once, which is faster for mma.sync
 
 
 class Adder(NamedTuple):
@@ -39,9 +40,13 @@ _HOPPER = {
 }
 
 
-def adder_of(target: str, operand_format: str) -> Optional[Adder]:
+_UNCUT = 52  # fraction bits of float64
+
+
+def adder_of(target: str, operand_format: str, accumulator: str) -> Optional[Adder]:
     """The adder of the tensor cores of a PTX target; None: exact sums, rounded once."""
-    return _HOPPER.get(operand_format) if target.startswith("sm_90") else None
+    adder = _HOPPER.get(operand_format) if target.startswith("sm_90") else None
+    return adder._replace(total=_UNCUT) if adder is not None and accumulator == "f16" else adder
 
 
 def decode_operand(raw: np.ndarray, name: str) -> np.ndarray:
@@ -70,28 +75,41 @@ def multiply_accumulate(a: np.ndarray, b: np.ndarray, c: Any, adder: Optional[Ad
     """a (m, k) @ b (n, k).T + c (m, n), float64 in and out; c may be 0.
 
     With an adder the result is what it leaves. Without, it is the sum in float64, in which products of operands of at most
-    11 significant bits are exact and sums lose 29 bits below fp32.
+    11 significant bits are exact and sums lose 29 bits below fp32. To be called under `np.errstate(all="ignore")`.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        if adder is None or not (np.isfinite(a).all() and np.isfinite(b).all() and np.isfinite(c).all()):
-            return _product(a, b) + c
-        return _aligned_sum(a, b, np.broadcast_to(np.asarray(c, np.float64), (len(a), len(b))), adder)
+    if adder is None:
+        return _product(a, b) + c
+    old = np.broadcast_to(np.asarray(c, np.float64), (len(a), len(b)))
+    if np.isfinite(a).all() and np.isfinite(b).all() and np.isfinite(old).all():
+        return _aligned_sum(a, b, old, adder)
+    special = _product(a, b) + old
+    finite = _aligned_sum(*(np.where(np.isfinite(x), x, 0.0) for x in (a, b, old)), adder)
+    return np.where(np.isfinite(special), finite, special)
 
 
 def _aligned_sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, adder: Adder) -> np.ndarray:
     exponents_a, exponents_b, top = _exponents(a), _exponents(b), _exponents(c)
-    for k in range(a.shape[1]):
-        np.maximum(top, exponents_a[:, k, None] + exponents_b[None, :, k], out=top)
+    is_small = a.size * len(b) <= _SMALL
+    if is_small:
+        np.maximum(top, (exponents_a[:, None, :] + exponents_b).max(axis=2), out=top)
+    else:
+        for k in range(a.shape[1]):
+            np.maximum(top, exponents_a[:, k, None] + exponents_b[None, :, k], out=top)
     scale = np.ldexp(1.0, adder.term - np.maximum(top, -900).astype(np.int32))
     total = np.trunc(c * scale)
-    term = np.empty_like(total)
-    for k in range(a.shape[1]):
-        np.multiply(a[:, k, None], b[None, :, k], out=term)
-        term *= scale
-        np.trunc(term, out=term)
-        total += term
+    if is_small:
+        terms = a[:, None, :] * b
+        terms *= scale[:, :, None]
+        total += np.trunc(terms, out=terms).sum(axis=2)
+    else:
+        term = np.empty_like(total)
+        for k in range(a.shape[1]):
+            np.multiply(a[:, k, None], b[None, :, k], out=term)
+            term *= scale
+            np.trunc(term, out=term)
+            total += term
     total /= scale
-    dropped = 52 - adder.total
+    dropped = _UNCUT - adder.total
     return (total.view(np.int64) >> dropped << dropped).view(np.float64)
 
 
@@ -112,12 +130,14 @@ def decode_accumulator(raw: np.ndarray, name: str) -> np.ndarray:
 
 
 def encode_accumulator(values: np.ndarray, name: str, saturate: bool = False) -> np.ndarray:
-    """Round once to the accumulator type; uint32."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if name == "f32":
-            return values.astype(np.float32).view(np.uint32)
-        if name == "s32":
-            if saturate:
-                values = np.clip(values, -(2.0**31), 2.0**31 - 1)
-            return (values.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
-        return values.astype(np.float16).view(np.uint16).astype(np.uint32)
+    """Round once to the accumulator type; uint32. NaN becomes the one that tensor cores write."""
+    if name == "s32":
+        if saturate:
+            values = np.clip(values, -(2.0**31), 2.0**31 - 1)
+        return (values.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
+    kind, word, nan = (np.float32, np.uint32, 0x7FFFFFFF) if name == "f32" else (np.float16, np.uint16, 0x7FFF)
+    bits: np.ndarray = values.astype(kind).view(word)
+    is_nan = values != values
+    if is_nan.any():
+        bits[is_nan] = nan
+    return bits.astype(np.uint32)

@@ -8,10 +8,11 @@ from typing import Any
 
 
 class Proxy(Enum):
-    """How memory is accessed: by loads and stores, or by TMA, wgmma and tcgen05."""
+    """How memory is accessed: by loads and stores; by TMA, wgmma and tcgen05; as a TMA descriptor."""
 
     GENERIC = "generic"
     ASYNC = "async"
+    TENSORMAP = "tensormap"
 
 
 class Access(Enum):

@@ -28,6 +28,13 @@ class Address(NamedTuple):
     bits: int
 
 
+class Accesses(NamedTuple):
+    """Slots of the registers that an instruction reads (its guard included) and writes."""
+
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
 class Program:
     """Slots and closures of one kernel; holds no state of a launch, so it is built once per kernel."""
 
@@ -40,6 +47,7 @@ class Program:
         self.symbol_slots: dict[str, int] = {}
         self.constants: dict[tuple[int, int], int] = {}
         self.constant_values: dict[int, Value] = {}
+        self.accesses: list[Accesses] = []  # registers of each instruction, for checkers
         self.code: list[Execute] = [self._build(i) for i in kernel.instructions]
 
     # ---- slots --------------------------------------------------------------------------------------------------------
@@ -95,6 +103,11 @@ class Program:
             binder.finish()
         except EmulationError as error:
             raise type(error)(f"PTX line {instruction.line}: {instruction}: {error}") from None
+        except (IndexError, KeyError, ValueError) as error:  # too few operands, a type that the opcode does not have
+            raise UnknownInstruction(f"PTX line {instruction.line}: {instruction}: not a form known here") from error
+        if instruction.predicate is not None:
+            binder.predicate()
+        self.accesses.append(Accesses(tuple(binder.inputs), tuple(binder.outputs)))
         if instruction.predicate is None or opcode.handles_predicate:
             return execute
         return self._predicated(execute, binder)
@@ -137,6 +150,7 @@ class Binder:
         self.operands = list(instruction.operands)
         self.modifiers = list(instruction.parts[len(opcode.name.split(".")) :])
         self.unused = list(self.modifiers)
+        self.inputs: list[int] = []
         self.outputs: list[int] = []
 
     # ---- modifiers ----------------------------------------------------------------------------------------------------
@@ -190,7 +204,7 @@ class Binder:
         """(slot, negated) of the guard."""
         assert self.instruction.predicate is not None
         name, negated = self.instruction.predicate
-        return self.register(name), negated
+        return self.src(name, 1), negated
 
     def register(self, name: str) -> int:
         slot = self.instruction.scope.register(name)
@@ -214,6 +228,7 @@ class Binder:
         text = self.operands[operand] if isinstance(operand, int) else operand
         slot = self.instruction.scope.register(text)
         if slot is not None:
+            self.inputs.append(slot)
             return slot
         if text.startswith("%"):
             return self.program.special(text)

@@ -27,19 +27,39 @@ CUTE_DTYPES = {
     torch.bfloat16: cutlass.BFloat16,
     torch.float16: cutlass.Float16,
     torch.float32: cutlass.Float32,
+    torch.int8: cutlass.Int8,
+    torch.int32: cutlass.Int32,
     torch.float8_e4m3fn: cutlass.Float8E4M3FN,
     torch.float8_e5m2: cutlass.Float8E5M2,
 }
 K, MN = OperandMajorMode.K, OperandMajorMode.MN
 
 
-def values(seed: int, shape: tuple[int, ...], dtype: torch.dtype, spread: int = 0) -> torch.Tensor:
-    """Normal numbers; with `spread` each is scaled by a random power of two up to 2^+-spread."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    numbers = generator.standard_normal(shape, dtype=np.float32)
-    if spread:
-        numbers *= np.exp2(generator.integers(-spread, spread + 1, shape)).astype(np.float32)
-    return torch.from_numpy(numbers).to(dtype)
+@dataclass(frozen=True)
+class Values:
+    """Normal numbers times 2^scale; with `spread` each also times a random power of two up to 2^+-spread.
+
+    has_specials: a few zeros, infinities and NaN (where the format has them) among them.
+    """
+
+    scale: int = 0
+    spread: int = 0
+    has_specials: bool = False
+
+    def draw(self, seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        generator = np.random.Generator(np.random.PCG64(seed))
+        if dtype is torch.int8:
+            return torch.from_numpy(generator.integers(-128, 128, shape, dtype=np.int8))
+        numbers = generator.standard_normal(shape, dtype=np.float32) * np.float32(2.0**self.scale)
+        if self.spread:
+            numbers *= np.exp2(generator.integers(-self.spread, self.spread + 1, shape)).astype(np.float32)
+        if self.has_specials:
+            for special in (0.0, -0.0, np.inf, -np.inf, np.nan):
+                numbers[generator.random(shape) < 0.004] = special
+        return torch.from_numpy(numbers).to(dtype)
+
+
+NORMAL = Values()
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,10 @@ def fake(tensor: torch.Tensor) -> Any:
     )
 
 
-def run_tile(kernel: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+def run_tile(kernel: Any, tensors: list[torch.Tensor], out_dtype: torch.dtype) -> torch.Tensor:
     """One of `kernels` on A (M, K) and B (N, K)."""
     a, b = tensors
-    d = torch.full((a.shape[0], b.shape[0]), float("nan"), device=a.device)
+    d = torch.full((a.shape[0], b.shape[0]), 77, dtype=out_dtype, device=a.device)
     emulated = not a.is_cuda
     options = quack.emulator.compile_options("sm90") if emulated else "--enable-tvm-ffi --gpu-arch sm_90a"
     stream = cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
@@ -83,18 +103,35 @@ def run_tile(kernel: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
     return d
 
 
-def tile(name: str, dtype: torch.dtype, m: int, n: int, k: int, kernel: Any, spread: int = 0) -> Recording:
-    seed = sum(name.encode())
+def tile(
+    name: str,
+    dtype: torch.dtype,
+    mnk: tuple[int, int, int],
+    kernel: Any,
+    values: Values = NORMAL,
+    out: Any = torch.float32,
+) -> Recording:
+    (m, n, k), seed = mnk, sum(name.encode())
     return Recording(
         name,
-        lambda: [values(seed, (m, k), dtype, spread), values(seed + 1, (n, k), dtype, spread)],
-        lambda tensors: run_tile(kernel, tensors),
+        lambda: [values.draw(seed, (m, k), dtype), values.draw(seed + 1, (n, k), dtype)],
+        lambda tensors: run_tile(kernel, tensors, out),
     )
 
 
-def wgmma(name: str, dtype: torch.dtype, k: int, majors: tuple[Any, Any] = (K, K), spread: int = 0, **options: Any) -> Recording:
+def wgmma(
+    name: str,
+    dtype: torch.dtype,
+    k: int,
+    majors: tuple[Any, Any] = (K, K),
+    values: Values = NORMAL,
+    out: torch.dtype = torch.float32,
+    **options: Any,
+) -> Recording:
+    """64 x 64 x k; options: as `WgmmaTile`."""
     cute_dtype = CUTE_DTYPES[dtype]
-    return tile(name, dtype, 64, 64, k, WgmmaTile(64, k, cute_dtype, cute_dtype, *majors, **options), spread)
+    kernel = WgmmaTile(64, k, cute_dtype, cute_dtype, *majors, acc_dtype=CUTE_DTYPES[out], **options)
+    return tile(name, dtype, (64, 64, k), kernel, values, out)
 
 
 def gemm(
@@ -110,8 +147,12 @@ def gemm(
     (m, n, k), seed = shape, sum(name.encode())
 
     def inputs() -> list[torch.Tensor]:
-        tensors = [values(seed, (m, k), dtype), values(seed + 1, (n, k), dtype)]
-        return tensors + ([values(seed + 2, (m, n), torch.bfloat16), values(seed + 3, (n,), torch.bfloat16)] if with_c else [])
+        tensors = [NORMAL.draw(seed, (m, k), dtype), NORMAL.draw(seed + 1, (n, k), dtype)]
+        return tensors + (
+            [NORMAL.draw(seed + 2, (m, n), torch.bfloat16), NORMAL.draw(seed + 3, (n,), torch.bfloat16)]
+            if with_c
+            else []
+        )
 
     def run(tensors: list[torch.Tensor]) -> torch.Tensor:
         a, b = tensors[:2]
@@ -129,15 +170,23 @@ RECORDINGS = [
     *(wgmma(f"wgmma_bf16_k_sw{s}", BF16, 64, swizzle=s) for s in (16, 32, 64, 128)),
     *(wgmma(f"wgmma_bf16_mn_sw{s}", BF16, 64, (MN, MN), swizzle=s) for s in (16, 32, 64, 128)),
     wgmma("wgmma_fp16_mixed_majors", FP16, 64, (K, MN)),
-    wgmma("wgmma_bf16_wide", BF16, 16, spread=12, swizzle=32),
-    wgmma("wgmma_bf16_wide_k64", BF16, 64, spread=12),
-    wgmma("wgmma_fp16_wide", FP16, 64, spread=5),
+    wgmma("wgmma_bf16_wide", BF16, 16, values=Values(spread=12), swizzle=32),
+    wgmma("wgmma_bf16_wide_k64", BF16, 64, values=Values(spread=12)),
+    wgmma("wgmma_fp16_wide", FP16, 64, values=Values(spread=5)),
     wgmma("wgmma_e4m3", E4M3, 128),
-    wgmma("wgmma_e4m3_k32", E4M3, 32, swizzle=32, spread=3),
-    wgmma("wgmma_e5m2_wide", E5M2, 128, spread=6),
+    wgmma("wgmma_e4m3_k32", E4M3, 32, swizzle=32, values=Values(spread=3)),
+    wgmma("wgmma_e5m2_wide", E5M2, 128, values=Values(spread=6)),
     wgmma("wgmma_bf16_registers", BF16, 64, a_from_registers=True),
-    tile("mma_bf16", BF16, 16, 8, 64, WarpMmaTile(64, cutlass.BFloat16), spread=6),
-    tile("mma_fp16", FP16, 16, 8, 64, WarpMmaTile(64, cutlass.Float16), spread=4),
+    wgmma("wgmma_fp16_subnormal", FP16, 64, values=Values(scale=-17, spread=3)),
+    wgmma("wgmma_e4m3_subnormal", E4M3, 64, swizzle=64, values=Values(scale=-7, spread=2)),
+    wgmma("wgmma_e5m2_subnormal", E5M2, 64, swizzle=64, values=Values(scale=-16, spread=2)),
+    wgmma("wgmma_bf16_special", BF16, 64, values=Values(has_specials=True)),
+    wgmma("wgmma_fp16_special", FP16, 64, values=Values(spread=6, has_specials=True)),
+    wgmma("wgmma_fp16_acc_fp16", FP16, 64, values=Values(spread=2), out=FP16),
+    wgmma("wgmma_e4m3_acc_fp16", E4M3, 64, swizzle=64, out=FP16),
+    wgmma("wgmma_s8", torch.int8, 128, out=torch.int32),
+    tile("mma_bf16", BF16, (16, 8, 64), WarpMmaTile(64, cutlass.BFloat16), Values(spread=6)),
+    tile("mma_fp16", FP16, (16, 8, 64), WarpMmaTile(64, cutlass.Float16), Values(spread=4)),
     gemm("gemm_multicast_a", (200, 264, 136), GemmConfig(128, 128, cluster_n=2, pingpong=True)),
     gemm("gemm_multicast_b", (264, 136, 200), GemmConfig(128, 128, cluster_m=2)),
     gemm("gemm_fp16_fp32", (136, 200, 264), GemmConfig(128, 192), FP16, torch.float32),

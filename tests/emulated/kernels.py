@@ -1,6 +1,6 @@
 """Kernels of one CTA that put single tensor core instructions before hardware and emulator alike.
 
-D (M, N) = A (M, K) @ B (N, K)^T, fp32 or fp16 accumulators written as they are, operands copied to shared memory element
+D (M, N) = A (M, K) @ B (N, K)^T, accumulators (fp32, fp16 or int32) written as they are, operands copied to shared memory element
 by element.
 """
 
@@ -31,11 +31,12 @@ class WgmmaTile:
     b_major: OperandMajorMode
     swizzle: int = 128
     a_from_registers: bool = False
+    acc_dtype: Any = cutlass.Float32
 
     def tiled_mma(self) -> cute.TiledMma:
         source = warpgroup.OperandSource.RMEM if self.a_from_registers else warpgroup.OperandSource.SMEM
         return sm90_utils.make_trivial_tiled_mma(
-            self.a_dtype, self.b_dtype, self.a_major, self.b_major, cutlass.Float32, (1, 1, 1), (64, self.n), source
+            self.a_dtype, self.b_dtype, self.a_major, self.b_major, self.acc_dtype, (1, 1, 1), (64, self.n), source
         )
 
     def smem_layout(self, rows: int, dtype: Any, major: OperandMajorMode) -> Any:
@@ -73,7 +74,7 @@ class WgmmaTile:
                 tCrA[i] = tCsA[i]
         else:
             tCrA = tiled_mma.make_fragment_A(part.partition_A(sA))
-        acc = cute.make_rmem_tensor(tiled_mma.partition_shape_C((64, self.n)), cutlass.Float32)
+        acc = cute.make_rmem_tensor(tiled_mma.partition_shape_C((64, self.n)), self.acc_dtype)
         warpgroup.fence()
         for k in cutlass.range_constexpr(cute.size(tCrB, mode=[2])):
             tiled_mma.set(warpgroup.Field.ACCUMULATE, k != 0)

@@ -498,7 +498,9 @@ def test_good_call_is_launched(launches: list[tuple]):
 
 def test_cpu_tensors_get_a_clear_error():
     a = torch.zeros(64, 64, dtype=BF16)
-    with pytest.raises(ValueError, match=r"A is on cpu: quack runs on CUDA devices; pass A\.cuda\(\), or set QUACK_EMULATE"):
+    with pytest.raises(
+        ValueError, match=r"A is on cpu: quack runs on CUDA devices; pass A\.cuda\(\), or set QUACK_EMULATE"
+    ):
         quack.gemm(a, a)
     with pytest.raises(ValueError, match="A is on cpu"):
         describe_request(GemmRequest(a, a, torch.zeros_like(a)))

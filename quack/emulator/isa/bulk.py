@@ -56,6 +56,9 @@ def read_tensor_map(w: Any, address: int) -> TensorMap:
         raw = w.machine.parameters[start : start + 128]
     else:
         raw = w.machine.memory.view(address, 128).tobytes()
+        if w.machine.observer is not None:
+            where = np.array([address], np.uint64)
+            w.machine.observer.global_memory(w, where, 128, Access.READ, Proxy.TENSORMAP)
     try:
         return TensorMap.decode(raw[:64])
     except (ValueError, NotImplementedError) as error:

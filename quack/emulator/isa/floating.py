@@ -118,6 +118,8 @@ def test_property(b: Binder) -> Execute:
     """testp.{finite,infinite,number,notanumber,normal,subnormal}."""
     name = b.one_of("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     kind = b.type()
+    if kind not in ("f32", "f64"):
+        raise UnknownInstruction(f"testp of .{kind}")
     test = floatmath.property_test(name, kind)
     bits = TYPE_BITS[kind]
     out, x = b.out(0), b.src(1, bits)

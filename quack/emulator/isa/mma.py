@@ -180,7 +180,7 @@ def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Multip
     scale = _scaling(b, form, kind, scale_type) if kind in _SCALES else None
     is_uniform = form.a == form.b
     # Of 8-bit operands on sm_90 only wgmma was measured.
-    adder = adder_of(b.program.kernel.target, form.a) if form.d == "f32" and form.bits > 8 else None
+    adder = adder_of(b.program.kernel.target, form.a, form.d) if form.d == "f32" and form.bits > 8 else None
     natural = np.argsort(order).reshape(m, N)
 
     def multiply(w: Any, words: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -83,18 +83,25 @@ def mma_async(b: Binder) -> Execute:
         major_a, major_b = Major.K, Major(transposes[0]) if transposes else Major.K
     shape = Shape(n, k, d, a_type, b_type, major_a, major_b, signs[0] * signs[1], saturate)
 
-    def run(w: Any) -> None:
+    def run(w: Any) -> Optional[Wait]:
+        if w.state.pop("joined wgmma", None) is not None:
+            return None
         require_converged(w)
         regs = w.regs
         a_bits = None if descriptor_a is None else uniform(regs[descriptor_a], 64, 0)
         keep = bool(uniform(regs[scale], 1, 0))
         key = (w.instruction.index, a_bits, uniform(regs[descriptor_b], 64, 0), keep)
-        _join(w, shape, key, Share(w, registers, a_registers))
+        op = _join(w, shape, key, Share(w, registers, a_registers))
+        if op.is_done or not w.machine.is_eager:
+            return None
+        # "At once" includes the other three warps: CuTe DSL reads fp16 accumulators before wait_group, which ptxas mends.
+        w.state["joined wgmma"] = op
+        return Wait(lambda: op.is_done, "the other warps of its warpgroup to issue this wgmma")
 
     return run
 
 
-def _join(w: Any, shape: Shape, key: tuple[Any, ...], share: Share) -> None:
+def _join(w: Any, shape: Shape, key: tuple[Any, ...], share: Share) -> AsyncOp:
     """Add one warp to the wgmma that its warpgroup issues next; the fourth one starts it."""
     group = w.number // WARPS
     pending: list[Collective] = w.cta.state.setdefault(("wgmma", group), [])
@@ -116,11 +123,12 @@ def _join(w: Any, shape: Shape, key: tuple[Any, ...], share: Share) -> None:
     if len(collective.shares) == WARPS:
         pending.remove(collective)
         w.machine.submit(collective.op)
+    return collective.op
 
 
 def _computation(machine: Any, shape: Shape, collective: Collective) -> Any:
     """The stage that reads the operands and changes the accumulators."""
-    adder = adder_of(machine.program.kernel.target, shape.a)
+    adder = adder_of(machine.program.kernel.target, shape.a, shape.d)
 
     def run() -> None:
         _, a_bits, b_bits, keep = collective.key
