@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from . import isa  # noqa: F401  (fills the opcode table)
+from . import checks, isa  # noqa: F401  (isa fills the opcode table)
 from .asynchrony import Schedule
 from .errors import EmulationError
 from .fan_out import fan_out
@@ -117,7 +117,7 @@ def _run(function: LinkedFunction, launched: Launch, device: DeviceProperties, s
         bytes(parameters),
         GlobalMemory(launched.memory),
         settings.schedule,
-        fan_out(settings.observers),
+        fan_out([*checks.observers(settings.checks), *settings.observers]),
         device.sm_count,
     )
     start = time.perf_counter()

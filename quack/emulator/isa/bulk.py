@@ -178,12 +178,16 @@ def _tensor_store(b: Binder, operation: Optional[str], gathered: bool) -> Execut
     shared = b.address(1)
 
     def run(w: Any) -> None:
+        issued: dict[tuple[Any, ...], AsyncOp] = {}  # kernels often let all lanes store the same box: once is enough
         for lane, at in zip(list(w.lanes), addresses(w, shared)):
-            cta, offset = shared_place(w, at)
-            tensor_map = read_tensor_map(w, uniform(w.regs[descriptor], 64, lane))
-            _check_shared(offset)
-            line = Line(tensor_map, _coordinates(w, coordinates, lane), gathered)
-            w.bulk_groups.add(lane, _submit_store(w, line, cta, offset, operation))
+            box = (at, uniform(w.regs[descriptor], 64, lane), _coordinates(w, coordinates, lane))
+            op = issued.get(box)
+            if op is None or operation is not None:
+                cta, offset = shared_place(w, at)
+                _check_shared(offset)
+                line = Line(read_tensor_map(w, box[1]), box[2], gathered)
+                op = issued[box] = _submit_store(w, line, cta, offset, operation)
+            w.bulk_groups.add(lane, op)
 
     return run
 

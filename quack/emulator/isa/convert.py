@@ -56,7 +56,7 @@ def _rows(b: Binder, out: int, sources: list[int], bits: list[int], function: An
     """Through a function of rows; a uniform value is converted once."""
 
     def one(*values: int) -> int:
-        return int(function(*(np.array([v], UNSIGNED[n]) for v, n in zip(values, bits)))[0])
+        return int(function(*(np.array([v & MASK[n]], UNSIGNED[n]) for v, n in zip(values, bits)))[0])
 
     return pure(b, out, sources, bits, one, function)
 
