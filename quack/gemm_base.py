@@ -10,7 +10,6 @@ from .cute_dtype import CUTE_DTYPE
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from .gemm_port import EpilogueOpSpec
-from .tile_scheduler import DynamicPersistentScheduler, SingleTileScheduler, StaticPersistentScheduler
 
 
 class TmaOperand(NamedTuple):
@@ -62,14 +61,9 @@ class GemmBase:
         return (self.config.cluster_m, self.config.cluster_n)
 
     def make_scheduler(self):
-        """The scheduler object that this configuration names."""
+        """The adapter's scheduler for this configuration."""
         config = self.config
-        if config.is_dynamic_persistent:
-            kind = DynamicPersistentScheduler
-        elif config.is_persistent:
-            kind = StaticPersistentScheduler
-        else:
-            kind = SingleTileScheduler
+        kind = self.scheduler_class(config)
         return kind((config.cluster_m, config.cluster_n), config.max_swizzle_size, config.raster)
 
     @cute.jit
@@ -79,6 +73,7 @@ class GemmBase:
         b: cute.Tensor,
         c: Optional[cute.Tensor],
         d: cute.Tensor,
+        problem_arguments: Optional[tuple],
         epilogue_arguments: Optional[tuple],
         counter: Optional[cute.Tensor],
         max_active_clusters: Int32,
@@ -86,6 +81,7 @@ class GemmBase:
     ):
         """TVM-FFI entry. Tensors as torch holds them (see `OperandSpec`).
 
+        problem_arguments: the adapter's own tensors, None for dense problems.
         epilogue_arguments: the mixins' ports, flat, in order; None without any. counter: int32 (1,), zero, for the dynamic scheduler.
         max_active_clusters: clusters the device can hold at once.
         """
@@ -93,7 +89,7 @@ class GemmBase:
         mB = kernel_modes(b, self.specs.b)
         mC = kernel_modes(c, self.specs.c)
         mD = kernel_modes(d, self.specs.d)
-        problem = self.make_params(mA, mB, mD)
+        problem = self.make_params(mA, mB, mD, problem_arguments)
         grid_of_tiles = self.tile_grid(problem, self.config.tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         operands = self.make_operands(mA, mB, mC, mD)

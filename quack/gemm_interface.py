@@ -38,8 +38,11 @@ def _launch(
     fast_accum: bool = False,
     config: Optional[GemmConfig] = None,
     dynamic: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    cu_seqlens_k: Optional[torch.Tensor] = None,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
+    ragged = (cu_seqlens_m, cu_seqlens_k)
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -47,19 +50,25 @@ def _launch(
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
-        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))  # says what is wrong
+        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged))  # says what is wrong
         raise
     if not A.is_cuda:
         key = (*key, emulation_key())
-    plain = C is None and bias is None and type(alpha) is float and alpha == 1.0
+    plain = (
+        C is None and bias is None and type(alpha) is float and alpha == 1.0
+        and cu_seqlens_m is None and cu_seqlens_k is None
+    )  # fmt: skip
     if not plain:
-        key = (*key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta))
+        key = (
+            *key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta),
+            _signature(cu_seqlens_m), _signature(cu_seqlens_k),
+        )  # fmt: skip
     try:
         plan = _plans.get(key)
     except TypeError:  # an unhashable argument: `prepare` says which
         plan = None
     if plan is None:
-        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic))
+        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged))
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -69,9 +78,9 @@ def _launch(
     if plain:
         plan.run(A, B, None, out, None)
         return
-    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic)
+    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged)
     check_aliases(request)
-    plan.run(A, B, request.used_c, out, port_values(request))
+    plan.run(A, B, request.used_c, out, port_values(request), request.problem_arguments)
 
 
 def _signature(tensor: object) -> object:
@@ -88,8 +97,10 @@ def _scalar_kind(value: object) -> object:
     return type(value), value if value in (0.0, 1.0) else None
 
 
-def _output(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype]) -> torch.Tensor:
-    """A fresh output: dtype of A unless given, bf16 for fp8 inputs."""
+def _output(
+    A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype], cu_seqlens_k: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """A fresh output: dtype of A unless given, bf16 for fp8 inputs; one matrix a group with `cu_seqlens_k`."""
     for name, tensor in (("A", A), ("B", B)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -99,7 +110,8 @@ def _output(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype]) 
             )
     if out_dtype is None:
         out_dtype = torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype
-    return A.new_empty((*A.shape[:-1], B.shape[-1]), dtype=out_dtype)
+    groups = () if cu_seqlens_k is None else (cu_seqlens_k.numel() - 1,)
+    return A.new_empty((*groups, *A.shape[:-1], B.shape[-1]), dtype=out_dtype)
 
 
 def _check_out_dtype(out: torch.Tensor, out_dtype: Optional[torch.dtype]) -> None:
@@ -128,6 +140,8 @@ def _gemm_op(
     beta_tensor: Optional[torch.Tensor] = None,
     fast_accum: bool = False,
     dynamic: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    cu_seqlens_k: Optional[torch.Tensor] = None,
 ) -> None:
     _launch(
         A,
@@ -140,6 +154,8 @@ def _gemm_op(
         fast_accum,
         None,
         dynamic,
+        cu_seqlens_m,
+        cu_seqlens_k,
     )
 
 
@@ -156,6 +172,8 @@ def _(
     beta_tensor=None,
     fast_accum=False,
     dynamic=False,
+    cu_seqlens_m=None,
+    cu_seqlens_k=None,
 ):
     return None
 
@@ -212,25 +230,29 @@ def gemm(
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
     `torch._scaled_mm`, adds partial sums of 128 products in fp32.
     dynamic_scheduler: draw tiles from an atomic counter (uneven clocks or a shared GPU).
-    Not built yet and refused: varlen, gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
+    cu_seqlens_m (G + 1,) int32: A is (total_m, K), B (G, K, N), out (total_m, N); group g multiplies its rows by B[g].
+    cu_seqlens_k (G + 1,) int32: A is (M, total_k), M contiguous, B (total_k, N), N contiguous, out (G, M, N): sums by group.
+    The offsets are read on the device only: ascending, the first 0, the last total_m (total_k). Empty groups are fine.
+    Not built yet and refused: gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
     """
     if (
-        cu_seqlens_m is not None or cu_seqlens_k is not None or A_idx is not None or batch_idx_permute is not None
+        A_idx is not None or batch_idx_permute is not None
         or concat_layout is not None or split_k != 1 or rounding_mode
     ):  # fmt: skip
         _refuse_unbuilt(
-            cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, batch_idx_permute=batch_idx_permute,
-            concat_layout=concat_layout, split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
+            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
         )  # fmt: skip
     if out is None:
-        out = _output(A, B, out_dtype)
+        out = _output(A, B, out_dtype, cu_seqlens_k)
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
-        _gemm_op(A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler)
+        _gemm_op(
+            A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k
+        )
         return out
-    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler)
+    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k)
     return out
 
 
@@ -346,14 +368,15 @@ class _Tuned:
     ) -> None:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out."""
         _refuse_unbuilt(
-            cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, batch_idx_permute=batch_idx_permute,
-            concat_layout=concat_layout, rounding_mode=rounding_mode or None,
+            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, rounding_mode=rounding_mode or None,
         )  # fmt: skip
         if add_to_output:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
-        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler)
+        _launch(
+            A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k
+        )
 
     __call__ = fn
 

@@ -4,20 +4,24 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 
 | hook | called by | gives |
 |---|---|---|
+| `scheduler_class` | constructor | the scheduler that enumerates this kind of problem |
 | `make_params` | host `__call__`, once | the numbers the other hooks need |
-| `tile_grid` | host `__call__`, once | tiles in M and N and the number of problems, for the scheduler |
+| `tile_grid` | host `__call__`, once | what the scheduler's `make_params` takes |
+| `tma_tensor` | host `__call__`, per TMA operand | the tensor that its TMA descriptor describes |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
 | `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
 """
 
 import enum
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import cutlass.cute as cute
 from cutlass import Int32
 
+from .gemm_config import GemmConfig
 from .gemm_work import WorkDesc
+from .tile_scheduler import DynamicPersistentScheduler, SingleTileScheduler, StaticPersistentScheduler, TileScheduler
 
 
 class Operand(enum.Enum):
@@ -48,13 +52,26 @@ class TileGrid(NamedTuple):
 class ProblemAdapter:
     """Mixin for arch kernels. All hooks are stateless; `params` is what `make_params` returned."""
 
-    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor):
-        """Host. a (M, K, L), b (N, K, L), d (M, N, L) in kernel mode order."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """Names of the int32 vectors that `make_params` takes besides the operands."""
+
+    def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
+        """Host. Default: equally shaped problems."""
+        if config.is_dynamic_persistent:
+            return DynamicPersistentScheduler
+        return StaticPersistentScheduler if config.is_persistent else SingleTileScheduler
+
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]):
+        """Host. a (M, K, L), b (N, K, L), d (M, N, L) in kernel mode order; arguments: the adapter's own tensors."""
         raise NotImplementedError
 
-    def tile_grid(self, params, tile_m: int, tile_n: int) -> TileGrid:
-        """Host. Tiles that cover the problems, rounded up."""
+    def tile_grid(self, params, tile_m: int, tile_n: int) -> Any:
+        """Host. Tiles that cover the problems, rounded up, as the scheduler's `make_params` takes them."""
         raise NotImplementedError
+
+    def tma_tensor(self, which: "Operand", tensor: cute.Tensor) -> cute.Tensor:
+        """Host. `tensor` in kernel mode order, with whatever modes `operand` needs to slice it."""
+        return tensor
 
     def problem_shape(self, params, work: WorkDesc) -> ProblemShape:
         """Device. Extents of the problem that `work` belongs to."""
@@ -65,7 +82,7 @@ class ProblemAdapter:
         raise NotImplementedError
 
     def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
-        """Device. `tensor` is the global (or TMA coordinate) tensor in kernel mode order."""
+        """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""
         raise NotImplementedError
 
 
@@ -82,7 +99,9 @@ class DenseAdapter(ProblemAdapter):
     """One GEMM, or a batch of equally shaped ones: problem = batch index."""
 
     @cute.jit
-    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor) -> DenseParams:
+    def make_params(
+        self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]
+    ) -> DenseParams:
         return DenseParams(
             Int32(cute.size(d, mode=[0])),
             Int32(cute.size(d, mode=[1])),

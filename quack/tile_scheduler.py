@@ -65,11 +65,11 @@ class TileScheduler:
     """Base: static facts, decode, launch grid. Subclasses say how a cluster gets its next cursor.
 
     A subclass has either `next_cursor(params, cursor) -> Int32`, which any thread can evaluate, or, if
-    `is_dynamic`, `draw(params, counter) -> Int32`, which one thread per cluster evaluates for all.
+    `is_broadcast`, `draw(params, counter, cursor) -> Int32`, which one warp per cluster evaluates for all.
     """
 
-    is_dynamic: bool = False
-    """True: draws must be broadcast to all roles of the cluster. False: each role computes the next one."""
+    is_broadcast: bool = False
+    """True: one warp of the cluster draws and decodes works for all roles. False: each role does it by itself."""
 
     def __init__(
         self,
@@ -217,15 +217,17 @@ class DynamicPersistentScheduler(TileScheduler):
     - T = 0: the one cluster holds an invalid cursor and draws nothing; the counter stays 0.
     """
 
-    is_dynamic = True
+    is_broadcast = True
 
     @cute.jit
-    def draw(self, params: TileSchedulerParams, counter: cute.Pointer) -> Int32:
-        """Device, one thread per cluster, once per valid cursor held. The next cursor, to be broadcast."""
-        ticket = cute.arch.atomic_add(counter, Int32(1), sem="relaxed", scope="gpu")
-        if self.is_last_ticket(params, ticket):
-            cute.arch.store(counter, Int32(0), sem="relaxed", scope="gpu")
-        return self.cursor_of_ticket(ticket, self.num_clusters())
+    def draw(self, params: TileSchedulerParams, counter: Optional[cute.Tensor], cursor: Int32) -> Int32:
+        """Device, one warp per cluster, once per valid cursor held. The next cursor, to be broadcast."""
+        ticket = Int32(0)
+        if cute.arch.lane_idx() == 0:
+            ticket = cute.arch.atomic_add(counter.iterator, Int32(1), sem="relaxed", scope="gpu")
+            if self.is_last_ticket(params, ticket):
+                cute.arch.store(counter.iterator, Int32(0), sem="relaxed", scope="gpu")
+        return self.cursor_of_ticket(cute.arch.shuffle_sync(ticket, 0), self.num_clusters())
 
     @cute.jit
     def is_last_ticket(self, params: TileSchedulerParams, ticket: Int32) -> Boolean:

@@ -17,7 +17,7 @@ Tail: the drawing warp leaves only when all slots are empty again, so no CTA exi
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import cutlass
 import cutlass.cute as cute
@@ -118,17 +118,15 @@ class RingStream:
         )
 
     @cute.jit
-    def draw_all(self, counter: cute.Tensor):
+    def draw_all(self, counter: Optional[cute.Tensor]):
         """The drawing warp, in CTA 0 of the cluster: broadcast works until an invalid one, then wait for the readers."""
         lane = cute.arch.lane_idx()
         stage, phase = Int32(0), Int32(1)
+        position = self.scheduler.initial_cursor()
         is_valid = self.first().work.is_valid
         while is_valid:
             cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
-            position = Int32(0)
-            if lane == 0:
-                position = self.scheduler.draw(self.params, counter.iterator)
-            position = cute.arch.shuffle_sync(position, 0)
+            position = self.scheduler.draw(self.params, counter, position)
             work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
             if lane < self.ring.cluster_size:
                 cute.arch.mbarrier_arrive_and_expect_tx(

@@ -104,7 +104,7 @@ def _window(tensor_map: TensorMap, coordinates: Sequence[int], whole_chunks: boo
         first.append(low)
         counts.append(count)
         steps.append(every * stride)
-    return _Window(address, tuple(first), tuple(counts), tuple(steps))
+    return _Window(address % (1 << 64), tuple(first), tuple(counts), tuple(steps))
 
 
 def _whole(window: _Window, view: View, dtype: Any) -> Optional[np.ndarray]:

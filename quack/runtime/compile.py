@@ -54,12 +54,16 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     from ..compose import compose
 
     mixins = [resolve(op.mixin) for op in spec.epilogue]
-    kernel_class = compose(resolve(KERNELS[spec.arch]), resolve(spec.adapter), resolve(spec.plan), *mixins)
+    adapter = resolve(spec.adapter)
+    kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, resolve(spec.plan), *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None
     if spec.config.is_dynamic_persistent:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for op in spec.epilogue for port in op.ports)
+    vectors = tuple(
+        cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4) for _ in adapter.arguments
+    )
     operands = spec.operands
     return cute.compile(
         kernel,
@@ -67,6 +71,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         _fake_operand(operands.b),
         _fake_operand(operands.c) if operands.c is not None else None,
         _fake_operand(operands.d),
+        vectors or None,
         ports or None,
         counter,
         cutlass.Int32(1),

@@ -7,7 +7,7 @@ from typing import Optional
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
 from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
-from .spec import GemmSpec, UnsupportedGemm
+from .spec import DENSE, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
@@ -43,7 +43,29 @@ def legality(spec: GemmSpec) -> Legality:
     return Legality()
 
 
+def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """What ragged problems ask of layouts and schedules."""
+    operands, config = spec.operands, spec.config
+    if spec.adapter == DENSE:
+        return
+    if config.swap_ab:
+        yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
+    if spec.adapter == VARLEN_K:
+        for name, operand in (("A", operands.a), ("B", operands.b)):
+            if operand.major is not Major.OUTER:
+                mode = "M" if name == "A" else "N"
+                yield Legality(
+                    f"{name} is K-major: with cu_seqlens_k groups begin at any k, so K must be the strided dimension",
+                    f"{name} with {mode} contiguous",
+                )
+    if spec.adapter == VARLEN_M and (config.is_dynamic_persistent or not config.is_persistent):
+        yield Legality("cu_seqlens_m has a static persistent schedule only", "dynamic_scheduler=False")
+    if spec.adapter == VARLEN_M and operands.d.is_tma and operands.d.major is not Major.INNER:
+        yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
+
+
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
+    yield from _adapter_refusals(spec)
     yield from _operand_refusals(spec.operands)
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)

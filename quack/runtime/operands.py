@@ -100,7 +100,7 @@ def check_problem(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Option
     for name in ("out", "C"):
         if name in tensors and tuple(tensors[name].shape) != expected:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, A @ B has {expected}")
-    if not _is_injective(out):
+    if not is_injective(out):
         raise ValueError(
             f"out with strides {out.stride()} is expanded or overlaps itself: shape {tuple(out.shape)} has several "
             "elements at one address"
@@ -108,7 +108,7 @@ def check_problem(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Option
     return GemmShape(A.shape[-2], B.shape[-1], A.shape[-1], A.shape[0] if A.dim() == 3 else 1)
 
 
-def _is_injective(tensor: torch.Tensor) -> bool:
+def is_injective(tensor: torch.Tensor) -> bool:
     """Whether no two elements share an address (sufficient: each dimension steps over all smaller ones)."""
     reach = 0
     for stride, extent in sorted((s, e) for s, e in zip(tensor.stride(), tensor.shape) if e > 1):
@@ -136,12 +136,12 @@ def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
         raise ValueError(fault)
 
 
-def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int) -> None:
-    """(N,) or (L, N) with the last dimension contiguous."""
+def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int, problems: Optional[int]) -> None:
+    """(N,), or (problems, N) where there are several, with the last dimension contiguous."""
     if not isinstance(bias, torch.Tensor):
         raise TypeError(f"bias is a {type(bias).__name__}, expected a torch.Tensor")
     dtype_of("bias", bias)
-    legal = [(n,)] + ([(A.shape[0], n)] if A.dim() == 3 else [])
+    legal = [(n,)] + ([(problems, n)] if problems is not None else [])
     if tuple(bias.shape) not in legal:
         raise ValueError(f"bias has shape {tuple(bias.shape)}, expected " + " or ".join(map(str, legal)))
     if bias.device != A.device:

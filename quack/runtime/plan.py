@@ -24,7 +24,8 @@ from .operands import (
     dtype_of,
     overlaps,
 )
-from .spec import GemmShape, GemmSpec
+from .spec import DENSE, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
+from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
 _LINEAR = "quack.epilogue.linear:"
@@ -44,6 +45,21 @@ class GemmRequest:
     fast_accum: bool = False
     config: Optional[GemmConfig] = None
     dynamic: bool = False  # draw tiles from a counter, if no configuration is pinned
+    cu_seqlens_m: Optional[torch.Tensor] = None  # (G + 1,): A, C, out are (total_m, ...), B is (G, K, N)
+    cu_seqlens_k: Optional[torch.Tensor] = None  # (G + 1,): A is (M, total_k), B (total_k, N), C and out (G, M, N)
+
+    @property
+    def adapter(self) -> str:
+        """Which memory the operands are, as a name for `GemmSpec`."""
+        if self.cu_seqlens_m is not None:
+            return VARLEN_M
+        return VARLEN_K if self.cu_seqlens_k is not None else DENSE
+
+    @property
+    def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
+        """The adapter's own tensors."""
+        vectors = tuple(v for v in (self.cu_seqlens_m, self.cu_seqlens_k) if v is not None)
+        return vectors or None
 
     @property
     def used_c(self) -> Optional[torch.Tensor]:
@@ -90,6 +106,7 @@ class GemmPlan:
         C: Optional[torch.Tensor],
         out: torch.Tensor,
         ports: Optional[tuple[Any, ...]],
+        arguments: Optional[tuple[torch.Tensor, ...]] = None,
     ) -> None:
         """Launch on the current stream of the tensors' device. Same contract as the compiled function."""
         if self.copy_a:
@@ -98,7 +115,8 @@ class GemmPlan:
             B = aligned_copy(B, self.spec.operands.a if self.swapped else self.spec.operands.b)
         if self.swapped:
             A, B = B, A
-        self.function(A, B, C, out, ports, tile_counter(self.device) if self.is_dynamic else None, self.clusters)
+        counter = tile_counter(self.device) if self.is_dynamic else None
+        self.function(A, B, C, out, arguments, ports, counter, self.clusters)
 
 
 class EmptyPlan:
@@ -107,7 +125,7 @@ class EmptyPlan:
     a_bytes = b_bytes = d_bytes = 0
     device = -1
 
-    def run(self, A: object, B: object, C: object, out: object, ports: object) -> None:
+    def run(self, A: object, B: object, C: object, out: object, ports: object, arguments: object = None) -> None:
         """Leaves the empty output as it is."""
 
 
@@ -118,6 +136,7 @@ def check_aliases(request: GemmRequest) -> None:
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
             raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
+    others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k}
     for name, tensor in others.items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
@@ -153,26 +172,47 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
 
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpec, tuple[bool, bool]]:
     """(extents, spec, spec with A and B swapped, which inputs need an aligned copy); configurations still open."""
-    shape = check_problem(request.A, request.B, request.out, request.C)
+    shape = check_shapes(request)
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
     if request.bias is not None:
-        check_bias(request.bias, request.A, shape.n)
+        check_bias(request.bias, request.A, shape.n, shape.batch if is_batched(request) else None)
     if not isinstance(request.config, (GemmConfig, type(None))):
         raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
     check_aliases(request)
-    a, copy_a = describe("A", request.A, transposed=False, prefer=Major.INNER)
-    b, copy_b = describe("B", request.B, transposed=True, prefer=Major.INNER)
-    if shape.k == 0:
+    # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
+    prefer = Major.OUTER if request.cu_seqlens_k is not None else Major.INNER
+    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer)
+    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer)
+    if 0 in request.A.shape or 0 in request.B.shape:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
     d, _ = describe("out", request.out, transposed=False, is_output=True)
     used_c = request.used_c
     c = describe("C", used_c, transposed=False)[0] if used_c is not None else None
+    if request.cu_seqlens_m is not None and d.major is Major.OUTER:
+        # TMA writes whole 16-byte chunks, which would reach into the next group's rows.
+        d = replace(d, align=d.dtype.bytes)
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
-    base = GemmSpec("", operands, GemmConfig(), epilogue_specs(request), fast_accum)
+    base = GemmSpec("", operands, GemmConfig(), epilogue_specs(request), fast_accum, request.adapter)
     return shape, base, _swap(base), (copy_a, copy_b)
+
+
+def is_batched(request: GemmRequest) -> bool:
+    """Whether there are several problems, so that bias may have a row for each."""
+    return request.A.dim() == 3 or request.adapter != DENSE
+
+
+def check_shapes(request: GemmRequest) -> GemmShape:
+    """The rules of the adapter; returns the extents, of an average group where only the device knows them."""
+    if request.cu_seqlens_m is not None and request.cu_seqlens_k is not None:
+        raise ValueError("cu_seqlens_m and cu_seqlens_k exclude each other: pass one of them")
+    if request.cu_seqlens_m is not None:
+        return check_varlen_m(request.A, request.B, request.out, request.C, request.cu_seqlens_m)
+    if request.cu_seqlens_k is not None:
+        return check_varlen_k(request.A, request.B, request.out, request.C, request.cu_seqlens_k)
+    return check_problem(request.A, request.B, request.out, request.C)
 
 
 def epilogue_specs(request: GemmRequest) -> tuple[EpilogueOpSpec, ...]:

@@ -7,6 +7,10 @@ from typing import Optional
 from ..gemm_config import GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec
 
+DENSE = "quack.gemm_problem_adapter:DenseAdapter"
+VARLEN_M = "quack.varlen_adapter:VarlenMAdapter"
+VARLEN_K = "quack.varlen_adapter:VarlenKAdapter"
+
 
 @dataclass(frozen=True)
 class GemmSpec:
@@ -25,7 +29,7 @@ class GemmSpec:
     config: GemmConfig
     epilogue: tuple[EpilogueOpSpec, ...] = ()
     fast_accum: bool = True
-    adapter: str = "quack.gemm_problem_adapter:DenseAdapter"
+    adapter: str = DENSE
     plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
 
     def digest(self) -> str:

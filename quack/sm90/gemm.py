@@ -7,7 +7,7 @@ other drains.
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
 | load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
-| draw works (warp 1 of CTA 0, if dynamic) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
 | load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
 
@@ -138,17 +138,20 @@ class GemmSm90(GemmBase):
         """TMA atoms for everything that TMA can address."""
         tile_m, tile_n, tile_k = self.tile_mnk
         cluster_m, cluster_n = self.cluster_mn
-        a = make_load_operand(mA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
-        b = make_load_operand(mB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
+        tA, tB = self.tma_tensor(Operand.A, mA), self.tma_tensor(Operand.B, mB)
+        a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
+        b = make_load_operand(tB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
         c, d = None, TmaOperand(None, mD)
         epilogue_tile = (SLAB_M, self.resources.epi_n)
         if self.specs.c is not None:
             c = TmaOperand(None, mC)
             if self.specs.c.is_tma:
-                c = make_load_operand(mC, self.smem_layout_epilogue(self.specs.c, self.c_dtype, 1), epilogue_tile, 1)
+                tC = self.tma_tensor(Operand.C, mC)
+                c = make_load_operand(tC, self.smem_layout_epilogue(self.specs.c, self.c_dtype, 1), epilogue_tile, 1)
         if self.specs.d.is_tma:
             layout = cute.slice_(self.smem_layout_epilogue(self.specs.d, self.d_dtype, 1), (None, None, 0))
-            d = TmaOperand(*cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), mD, layout, epilogue_tile))
+            tD = self.tma_tensor(Operand.D, mD)
+            d = TmaOperand(*cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), tD, layout, epilogue_tile))
         return Operands(a, b, c, d)
 
     # ---- kernel ---------------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ class GemmSm90(GemmBase):
         smem = self.allocate_smem(allocator)
         ab_pipeline, c_pipeline = self.make_pipelines(barriers)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
-        if cutlass.const_expr(self.scheduler.is_dynamic):
+        if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP:
                 with cute.arch.elect_one():
                     works.ring.initialise()
@@ -197,7 +200,7 @@ class GemmSm90(GemmBase):
             if cutlass.const_expr(c_pipeline is not None):
                 if warp == LOAD_C_WARP:
                     self.load_c(cta)
-            if cutlass.const_expr(self.scheduler.is_dynamic):
+            if cutlass.const_expr(self.scheduler.is_broadcast):
                 if warp == DRAW_WARP and rank == 0:
                     works.draw_all(counter)
         else:
@@ -564,7 +567,7 @@ class GemmSm90(GemmBase):
 
     def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):
         """How this CTA's roles learn their works."""
-        if not self.scheduler.is_dynamic:
+        if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
         readers = 1 + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)

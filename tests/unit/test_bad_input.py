@@ -356,7 +356,7 @@ def _unbuilt_rows() -> Iterator[Row]:
     def index(t: Tensors) -> torch.Tensor:
         return t(3, dtype=torch.int32)
 
-    for name in ("cu_seqlens_m", "cu_seqlens_k", "A_idx", "batch_idx_permute"):
+    for name in ("A_idx", "batch_idx_permute"):
         yield _unsupported(
             f"gemm {name}",
             lambda t, n=name: quack.gemm(t(64, 64), t(64, 64), **{n: index(t)}),
@@ -373,6 +373,52 @@ def _unbuilt_rows() -> Iterator[Row]:
             lambda t, n=name, v=value: quack.gemm(t(64, 64), t(64, 64), **{n: v}),
             f"{name} has no kernel.*a call without {name}",
         )
+
+
+def _varlen_rows() -> Iterator[Row]:
+    def offsets(t: Tensors, groups: int = 3) -> torch.Tensor:
+        return t(groups + 1, dtype=torch.int32)
+
+    def m_call(t: Tensors, **changes: object) -> object:
+        """A (64, 32), B (3, 32, 48) unless changed."""
+        arguments = {"A": t(64, 32), "B": t(3, 32, 48), "out": t(64, 48), "cu_seqlens_m": offsets(t), **changes}
+        return quack.gemm(**arguments)
+
+    def k_call(t: Tensors, **changes: object) -> object:
+        """A (64, 40), B (40, 48) with K strided unless changed."""
+        arguments = {"A": t(40, 64).mT, "B": t(40, 48), "out": t(3, 64, 48), "cu_seqlens_k": offsets(t), **changes}
+        return quack.gemm(**arguments)
+
+    yield _bad("varlen both", lambda t: m_call(t, cu_seqlens_k=offsets(t)), "cu_seqlens_m and cu_seqlens_k exclude")
+    yield _bad("varlen_m A 3-D", lambda t: m_call(t, A=t(3, 64, 32)), "A has 3 dimensions, expected 2")
+    yield _bad("varlen_m B 2-D", lambda t: m_call(t, B=t(32, 48)), "B has 2 dimensions, expected 3")
+    yield _bad("varlen_m groups", lambda t: m_call(t, cu_seqlens_m=offsets(t, 4)), "5 elements for 4 groups, B has 3")
+    yield _bad("varlen_m K", lambda t: m_call(t, B=t(3, 40, 48)), r"A \(64, 32\) and B \(3, 40, 48\) do not multiply")
+    yield _bad("varlen_m out", lambda t: m_call(t, out=t(3, 64, 48)), "out has 3 dimensions, expected 2")
+    yield _bad(
+        "varlen_m out shape", lambda t: m_call(t, out=t(64, 40)), r"out has shape \(64, 40\), expected \(64, 48\)"
+    )
+    yield _bad("varlen_m bias", lambda t: m_call(t, bias=t(2, 48)), r"bias has shape \(2, 48\).*\(3, 48\)")
+    yield _bad("varlen_m offsets 2-D", lambda t: m_call(t, cu_seqlens_m=t(4, 1, dtype=torch.int32)), r"\(G \+ 1,\)")
+    yield _bad("varlen_m offsets empty", lambda t: m_call(t, cu_seqlens_m=t(0, dtype=torch.int32)), r"\(G \+ 1,\)")
+    yield _bad(
+        "varlen_m offsets int64",
+        lambda t: m_call(t, cu_seqlens_m=t(4, dtype=torch.int64)),
+        "torch.int64.*int32",
+        TypeError,
+    )
+    yield _bad(
+        "varlen_m offsets list", lambda t: m_call(t, cu_seqlens_m=[0, 1, 2, 3]), "cu_seqlens_m is a list", TypeError
+    )
+    yield _bad("varlen_m elsewhere", lambda t: m_call(t, cu_seqlens_m=t.elsewhere(4, dtype=torch.int32)), "one device")
+    yield _bad("varlen_k K", lambda t: k_call(t, B=t(32, 48)), r"A \(64, 40\) and B \(32, 48\) do not multiply")
+    yield _bad("varlen_k out", lambda t: k_call(t, out=t(2, 64, 48)), r"out has shape \(2, 64, 48\), expected \(3,")
+    yield _bad("varlen_k B 3-D", lambda t: k_call(t, B=t(3, 40, 48)), "B has 3 dimensions, expected 2")
+    yield _unsupported("varlen_k A K-major", lambda t: k_call(t, A=t(64, 40)), "A is K-major.*A with M contiguous")
+    yield _unsupported("varlen_k B K-major", lambda t: k_call(t, B=t(48, 40).mT), "B is K-major.*B with N contiguous")
+    yield _unsupported(
+        "varlen_m dynamic", lambda t: m_call(t, dynamic_scheduler=True), "static persistent.*dynamic_scheduler=False"
+    )
 
 
 def _config_rows() -> Iterator[Row]:
@@ -438,7 +484,8 @@ def _config_rows() -> Iterator[Row]:
 ROWS = [
     row
     for source in (
-        _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _unbuilt_rows, _config_rows
+        _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _unbuilt_rows, _varlen_rows,
+        _config_rows,
     )
     for row in source()
 ]  # fmt: skip

@@ -26,6 +26,8 @@ LAYERS = {
     "quack.gemm_problem_adapter": 2,
     "quack.tile_scheduler": 2,
     "quack.work_stream": 2,
+    "quack.varlen_adapter": 2,
+    "quack.varlen_scheduler": 2,
     "quack.epilogue": 2,
     "quack.gemm_base": 3,
     "quack.gemm_epilogue_plan": 3,

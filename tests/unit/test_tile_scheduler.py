@@ -368,8 +368,8 @@ class TileLoop:
         work = scheduler.work_at(params, cursor, cta_m, cta_n)
         while work.is_valid:
             out_t[cursor] = work.tile_m ^ (work.tile_n << 10) ^ (work.problem << 20)
-            if cutlass.const_expr(scheduler.is_dynamic):
-                cursor = scheduler.draw(params, counter)
+            if cutlass.const_expr(scheduler.is_broadcast):
+                cursor = scheduler.draw(params, cute.make_tensor(counter, cute.make_layout(1)), cursor)
             else:
                 cursor = scheduler.next_cursor(params, cursor)
             work = scheduler.work_at(params, cursor, cta_m, cta_n)

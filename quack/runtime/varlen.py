@@ -1,0 +1,67 @@
+"""Rules for ragged problems: shapes that involve `cu_seqlens`. Its values stay on the device and are not checked."""
+
+from typing import Optional
+
+import torch
+
+from .operands import check_tensors, is_injective
+from .spec import GemmShape
+
+
+def _check_offsets(name: str, offsets: torch.Tensor, A: torch.Tensor) -> int:
+    """(G + 1,) int32 on A's device; returns G."""
+    if not isinstance(offsets, torch.Tensor):
+        raise TypeError(f"{name} is a {type(offsets).__name__}, expected a torch.Tensor")
+    if offsets.dtype != torch.int32:
+        raise TypeError(f"{name} has dtype {offsets.dtype}, expected torch.int32")
+    if offsets.dim() != 1 or offsets.numel() < 1 or not offsets.is_contiguous():
+        raise ValueError(
+            f"{name} has shape {tuple(offsets.shape)} and strides {offsets.stride()}, expected a contiguous (G + 1,)"
+        )
+    if offsets.device != A.device:
+        raise ValueError(f"A is on {A.device} and {name} is on {offsets.device}: pass both on one device")
+    return offsets.numel() - 1
+
+
+def _check_dims(expected: dict[str, int], tensors: dict[str, torch.Tensor], name: str) -> None:
+    for which, dims in expected.items():
+        if which in tensors and tensors[which].dim() != dims:
+            raise ValueError(f"{which} has {tensors[which].dim()} dimensions, expected {dims} with {name}")
+
+
+def _check_output(shape: tuple[int, ...], tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("out", "C"):
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+    if not is_injective(tensors["out"]):
+        raise ValueError(f"out with strides {tensors['out'].stride()} has several elements at one address")
+
+
+def check_varlen_m(
+    A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
+) -> GemmShape:
+    """A (total_m, K), B (G, K, N), out and C (total_m, N). The shape has the average m."""
+    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
+    check_tensors(tensors)
+    _check_dims({"A": 2, "B": 3, "out": 2, "C": 2}, tensors, "cu_seqlens_m")
+    groups = _check_offsets("cu_seqlens_m", cu_seqlens, A)
+    if B.shape[0] != groups:
+        raise ValueError(f"cu_seqlens_m has {groups + 1} elements for {groups} groups, B has {B.shape[0]} matrices")
+    if A.shape[1] != B.shape[1]:
+        raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
+    _check_output((A.shape[0], B.shape[2]), tensors)
+    return GemmShape(-(-A.shape[0] // max(groups, 1)), B.shape[2], A.shape[1], groups)
+
+
+def check_varlen_k(
+    A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
+) -> GemmShape:
+    """A (M, total_k), B (total_k, N), out and C (G, M, N). The shape has the average k."""
+    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
+    check_tensors(tensors)
+    _check_dims({"A": 2, "B": 2, "out": 3, "C": 3}, tensors, "cu_seqlens_k")
+    groups = _check_offsets("cu_seqlens_k", cu_seqlens, A)
+    if A.shape[1] != B.shape[0]:
+        raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (total_k, N)")
+    _check_output((groups, A.shape[0], B.shape[1]), tensors)
+    return GemmShape(A.shape[0], B.shape[1], -(-A.shape[1] // max(groups, 1)), groups)
