@@ -18,6 +18,8 @@ class WorkDesc:
         its loads and stores.
     problem: batch or group index, the same in all CTAs of a cluster. The problem adapter turns it into
         pointers and extents.
+    start, extent: where the problem's part of a ragged dimension begins and how long it is, in elements, if the
+        scheduler had to look that up to find the work (varlen-M: rows); else 0. Spares each role the lookup.
     is_valid: False once the cluster is out of work; the same in all its CTAs. The other fields then mean
         nothing.
     """
@@ -25,4 +27,6 @@ class WorkDesc:
     tile_m: Int32
     tile_n: Int32
     problem: Int32
+    start: Int32
+    extent: Int32
     is_valid: Boolean

@@ -167,6 +167,8 @@ class TileScheduler:
             tile_m=Int32(cluster_tile_m * self.cluster_m + cta_in_cluster_m),
             tile_n=Int32(cluster_tile_n * self.cluster_n + cta_in_cluster_n),
             problem=Int32(problem),
+            start=Int32(0),
+            extent=Int32(0),
             is_valid=Boolean(cursor < params.total_works),
         )
 

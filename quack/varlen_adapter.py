@@ -84,8 +84,7 @@ class VarlenMAdapter(ProblemAdapter):
 
     @cute.jit
     def problem_shape(self, params: VarlenMParams, work: WorkDesc) -> ProblemShape:
-        rows = params.cu_seqlens[work.problem + 1] - params.cu_seqlens[work.problem]
-        return ProblemShape(rows, params.n, params.k)
+        return ProblemShape(work.extent, params.n, params.k)
 
     @cute.jit
     def k_tiles(self, params: VarlenMParams, work: WorkDesc, tile_k: int) -> Int32:
@@ -97,10 +96,9 @@ class VarlenMAdapter(ProblemAdapter):
     ) -> cute.Tensor:
         if cutlass.const_expr(which is Operand.B):
             return tensor[None, None, work.problem]
-        start = params.cu_seqlens[work.problem]
         if cutlass.const_expr(cute.rank(tensor) == 4):
-            return ragged_slice(tensor, 0, start, params.cu_seqlens[work.problem + 1] - start)
-        return cute.domain_offset((start, 0), tensor[None, None, 0])
+            return ragged_slice(tensor, 0, work.start, work.extent)
+        return cute.domain_offset((work.start, 0), tensor[None, None, 0])
 
 
 class VarlenKParams(NamedTuple):

@@ -72,29 +72,33 @@ class VarlenStaticScheduler(TileScheduler):
         """Device, all 32 lanes of a warp. The work of `cursor` >= 0 as one CTA of a cluster sees it."""
         lane = cute.arch.lane_idx()
         first_problem, first_work = Int32(0), Int32(0)  # of the 32 problems that are looked at
-        problem, in_problem, clusters_m = Int32(0), Int32(0), Int32(0)
+        problem, in_problem, start, extent = Int32(0), Int32(0), Int32(0), Int32(0)
         is_found = Boolean(False)
         while first_problem < params.problems and not is_found:
             mine = first_problem + lane
-            tiles = Int32(0)
+            begin, rows = Int32(0), Int32(0)
             if mine < params.problems:
-                rows = params.cu_seqlens[mine + 1] - params.cu_seqlens[mine]
-                tiles = cute.ceil_div(rows, params.cluster_tile_m)
-            works = tiles * params.clusters_n
+                begin = params.cu_seqlens[mine]
+                rows = params.cu_seqlens[mine + 1] - begin
+            works = cute.ceil_div(rows, params.cluster_tile_m) * params.clusters_n
             ends = first_work + prefix_sum(works, lane)
             behind = cute.arch.popc(cute.arch.vote_ballot_sync(ends <= cursor))  # problems that end before the cursor
             is_found = behind < WARP
             if is_found:
                 problem = first_problem + behind
-                clusters_m = cute.arch.shuffle_sync(tiles, behind)
+                start = cute.arch.shuffle_sync(begin, behind)
+                extent = cute.arch.shuffle_sync(rows, behind)
                 in_problem = cursor - cute.arch.shuffle_sync(ends - works, behind)
             first_work = cute.arch.shuffle_sync(ends, WARP - 1)
             first_problem += WARP
+        clusters_m = cute.ceil_div(extent, params.cluster_tile_m)
         cluster_tile_m, cluster_tile_n = self.place(in_problem, clusters_m, params.clusters_n)
         return WorkDesc(
             tile_m=Int32(cluster_tile_m * self.cluster_m + cta_in_cluster_m),
             tile_n=Int32(cluster_tile_n * self.cluster_n + cta_in_cluster_n),
             problem=Int32(problem),
+            start=Int32(start),
+            extent=Int32(extent),
             is_valid=is_found,
         )
 

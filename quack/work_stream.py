@@ -10,7 +10,7 @@ Ring protocol (S = `WORK_RING_STAGES`, n = reading warps per CTA):
 
 | barrier | arrivals to complete | arrives | waits |
 |---|---|---|---|
-| `full[s]` of every CTA | 1 + 16 bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
+| `full[s]` of every CTA | 1 + 32 bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
 | `empty[s]` of CTA 0 | cluster size * n | lane 0 of every reading warp, remotely | the drawing warp |
 
 Tail: the drawing warp leaves only when all slots are empty again, so no CTA exits while a peer still signals it.
@@ -26,7 +26,8 @@ from cutlass._mlir.dialects.nvvm import MemScopeKind
 
 from .gemm_work import WorkDesc
 
-SLOT_WORDS = 4  # tile_m, tile_n, problem, is_valid
+SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, extent, 0, 0
+STORE_WORDS = 4  # of one st.async
 
 
 class WorkCursor(NamedTuple):
@@ -105,6 +106,8 @@ class RingStream:
             tile_m=slot[0] + self.cta_m,
             tile_n=slot[1] + self.cta_n,
             problem=slot[2],
+            start=slot[4],
+            extent=slot[5],
             is_valid=Boolean(slot[3] != 0),
         )
         cute.arch.sync_warp()
@@ -132,12 +135,12 @@ class RingStream:
                 cute.arch.mbarrier_arrive_and_expect_tx(
                     self.ring.full(stage), SLOT_WORDS * 4, lane, scope=MemScopeKind.CLUSTER
                 )
-                cute.arch.store_async_dsmem(
-                    (self.ring.slots + stage * SLOT_WORDS).align(SLOT_WORDS * 4),
-                    (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid)),
-                    self.ring.full(stage),
-                    lane,
-                )
+                slot = self.ring.slots + stage * SLOT_WORDS
+                place = (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid))
+                for i, words in enumerate((place, (work.start, work.extent, Int32(0), Int32(0)))):
+                    cute.arch.store_async_dsmem(
+                        (slot + i * STORE_WORDS).align(STORE_WORDS * 4), words, self.ring.full(stage), lane
+                    )
             is_valid = work.is_valid
             stage += 1
             if stage == self.ring.stages:

@@ -75,10 +75,11 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     config, operands = spec.config, spec.operands
     assert config.tile_k is not None
     size = operands.a.dtype.bytes
-    tiles_m = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
+    tiles_m: float = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
+    if shape.is_ragged_m:
+        tiles_m = shape.m / config.tile_m + 0.5 * config.cluster_m  # half a cluster tile of each problem is not used
     tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
-    tiles = tiles_m * tiles_n * shape.batch
-    waves = math.ceil(tiles / sms)
+    waves = math.ceil(tiles_m * tiles_n * shape.batch / sms)
     k = math.ceil(shape.k / config.tile_k) * config.tile_k
     efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[operands.a.dtype.bits] * efficiency)

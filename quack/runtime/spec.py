@@ -1,7 +1,7 @@
 """`GemmSpec`: everything that decides the compiled code of a GEMM, and nothing else. It is the whole cache identity."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from ..gemm_config import GemmConfig, OperandSpecs
@@ -45,13 +45,14 @@ class GemmShape:
     n: int
     k: int
     batch: int = 1
+    is_ragged_m: bool = False  # m is the average over the batch; only the device knows each
 
     @property
     def flops(self) -> int:
         return 2 * self.m * self.n * self.k * self.batch
 
     def swapped(self) -> "GemmShape":
-        return GemmShape(self.n, self.m, self.k, self.batch)
+        return replace(self, m=self.n, n=self.m)
 
 
 class UnsupportedGemm(ValueError):

@@ -50,7 +50,7 @@ def check_varlen_m(
     if A.shape[1] != B.shape[1]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
     _check_output((A.shape[0], B.shape[2]), tensors)
-    return GemmShape(-(-A.shape[0] // max(groups, 1)), B.shape[2], A.shape[1], groups)
+    return GemmShape(-(-A.shape[0] // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
 
 
 def check_varlen_k(
