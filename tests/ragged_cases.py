@@ -152,7 +152,7 @@ def cases() -> list[RaggedCase]:
         RaggedCase("m", (33,), n=72, k=64),
         RaggedCase("m", (0, 0), n=72, k=64),
         RaggedCase("m", SIZES, n=136, k=0),
-        RaggedCase("m", SIZES, n=136, k=72, a_major="m", b_major="n", nan_group=1),
+        RaggedCase("m", SIZES, n=136, k=72, b_major="n", nan_group=1),
         RaggedCase("m", SIZES, n=136, k=72, out_major="m", nan_group=1),
         RaggedCase("m", SIZES, n=131, k=72, odd=True, nan_group=3),
         RaggedCase("m", SIZES, n=136, k=72, c="bf16", alpha=0.5, beta=-2.0, bias=True, nan_group=0),

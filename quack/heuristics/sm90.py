@@ -59,6 +59,9 @@ TILES_FP8_PRECISE = {
     (64, 16, True): 0.13,
 }
 CLUSTERS = ((2, 1), (1, 2), (1, 1))
+# Ragged M, 8 to 128 groups on an H200: no cluster and strips of 8 won or were within 2 % with the widest ping-pong tile.
+RAGGED_CLUSTERS = ((1, 1),)
+RAGGED_SWIZZLE = 8
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
         if spec is None:
             continue
         for tile_m, tile_n, pingpong in tile_efficiency(spec):
-            for cluster_m, cluster_n in CLUSTERS:
+            for cluster_m, cluster_n in RAGGED_CLUSTERS if extents.is_ragged_m else CLUSTERS:
                 config = GemmConfig(
                     tile_m,
                     tile_n,
@@ -135,6 +138,8 @@ def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpe
 
 def swizzle_size(shape: GemmShape, cluster_tile_m: int, cluster_tile_n: int) -> int:
     """Cluster tiles across one L2 strip; strips run along M, so they are cut along N."""
+    if shape.is_ragged_m:
+        return RAGGED_SWIZZLE
     return max(1, min(4, math.ceil(shape.n / cluster_tile_n)))
 
 

@@ -62,7 +62,8 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for op in spec.epilogue for port in op.ports)
     vectors = tuple(
-        cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4) for _ in adapter.arguments
+        cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4)
+        for _ in adapter.arguments
     )
     operands = spec.operands
     return cute.compile(

@@ -58,6 +58,11 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
                     f"{name} is K-major: with cu_seqlens_k groups begin at any k, so K must be the strided dimension",
                     f"{name} with {mode} contiguous",
                 )
+    if spec.adapter == VARLEN_M and operands.a.major is not Major.INNER:
+        yield Legality(
+            "A is M-major: with cu_seqlens_m groups begin at any row, and TMA boxes begin at multiples of 16 bytes",
+            "A with K contiguous",
+        )
     if spec.adapter == VARLEN_M and (config.is_dynamic_persistent or not config.is_persistent):
         yield Legality("cu_seqlens_m has a static persistent schedule only", "dynamic_scheduler=False")
     if spec.adapter == VARLEN_M and operands.d.is_tma and operands.d.major is not Major.INNER:
