@@ -7,7 +7,8 @@ chunks in the order of the box, dimension 0 fastest, without swizzle. `gather4` 
 Global memory is reached by address through `View`; shared memory is the uint8 array of a CTA's shared window, whose index
 is the shared address: swizzling depends on it.
 
-Measured on an H200: rows of a store that end inside a 16-byte chunk write that chunk as a whole. Assumed, not measured:
+Measured on an H200: rows of a store that end inside a 16-byte chunk write that chunk as a whole; a box that does not begin
+at a multiple of 16 bytes in dimension 0 is an illegal instruction; addresses wrap at 2^64. Assumed, not measured:
 chunks are those of global memory, and reductions treat them alike; the NaN that fills is 0x7FF...; TF32 rounds to nearest
 even; FTZ matters to FP32 additions only. Refused, because nothing tells what the hardware does: interleaved layouts,
 96-byte swizzle and 8-byte flips, swizzled rows shorter than the span, element strides that do not divide the box.
@@ -82,8 +83,11 @@ def _window(tensor_map: TensorMap, coordinates: Sequence[int], whole_chunks: boo
         raise ValueError(f"{len(coordinates)} coordinates for a tensor of rank {tensor_map.rank}")
     bits = tensor_map.element_type.bits
     start, rest = divmod(coordinates[0] * bits, 8)
-    if rest:
-        raise ValueError(f"TMA coordinate {coordinates[0]} of {bits}-bit elements is not at a byte")
+    if rest or start % CHUNK:
+        raise ValueError(
+            f"a TMA box begins at element {coordinates[0]} of {bits} bits: not a multiple of {CHUNK} bytes, which is an "
+            "illegal instruction"
+        )
     end = tensor_map.dims[0] * bits // 8
     if whole_chunks:
         end = -(-end // CHUNK) * CHUNK

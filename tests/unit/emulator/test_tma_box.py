@@ -80,6 +80,7 @@ def random_case(rng: random.Random, element: ElementType, swizzle: Swizzle, rank
         else Atomicity.B16,
     )
     coordinates = [rng.randint(-b, d + 1) for b, d in zip(box, dims)]
+    coordinates[0] -= coordinates[0] % (16 // size)  # what the hardware asks for
     return tensor_map, coordinates, 1024 + 128 * rng.randint(0, 20), memory
 
 
@@ -156,16 +157,17 @@ def test_nan_fill(element):
     memory = Memory(0x10000, 1024)
     memory.bytes[:] = 0
     tensor_map = TensorMap(0x10000, element, (3, 2), (128,), (16, 4), (1, 1), nan_fill=True)
-    chunks = tma_box.read_global(tensor_map, (-1, 0), memory.view)
+    before = 16 * 8 // element.bits
+    chunks = tma_box.read_global(tensor_map, (-before, 0), memory.view)
     bits = chunks.view({16: np.uint16, 32: np.uint32, 64: np.uint64}[element.bits]).reshape(4, 16)
-    assert (bits[:2, 1:4] == 0).all()
+    assert (bits[:2, before : before + 3] == 0).all()
     outside = np.ones((4, 16), bool)
-    outside[:2, 1:4] = False
+    outside[:2, before : before + 3] = False
     dtype = {ElementType.F16: np.float16, ElementType.F32: np.float32, ElementType.F64: np.float64}.get(element)
     values = bits.view(dtype) if dtype else (bits.astype(np.uint32) << 16).view(np.float32)
     assert np.isnan(values[outside]).all()
     with pytest.raises(ValueError, match="NaN fill"):
-        tma_box.read_global(dataclasses.replace(tensor_map, element_type=ElementType.U16), (-1, 0), memory.view)
+        tma_box.read_global(dataclasses.replace(tensor_map, element_type=ElementType.U16), (-8, 0), memory.view)
 
 
 def test_loads_round_to_tf32():
@@ -348,7 +350,14 @@ def test_what_is_not_emulated_is_refused(change, error):
     memory = Memory(0x10000, 64 * 256)
     tensor_map = TensorMap(0x10000, ElementType.BF16, (64, 64), (256,), (64, 4), (1, 1))
     with pytest.raises(error):
-        tma_box.read_global(dataclasses.replace(tensor_map, **change), (1, 0), memory.view)
+        tma_box.read_global(dataclasses.replace(tensor_map, **change), (8, 0), memory.view)
+
+
+@pytest.mark.parametrize("first", [1, 4, 12, -4])
+def test_boxes_begin_at_16_bytes(first):
+    tensor_map = TensorMap(0x10000, ElementType.BF16, (64, 64), (256,), (64, 4), (1, 1))
+    with pytest.raises(ValueError, match="illegal instruction"):
+        tma_box.read_global(tensor_map, (first, 0), Memory(0x10000, 64 * 256).view)
 
 
 def test_shared_addresses():
