@@ -8,6 +8,8 @@ masks except for memory, and a path of one lane runs on plain integers.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import compress, count
+from operator import is_not
 from typing import Any, Optional
 
 import numpy as np
@@ -63,6 +65,17 @@ class Wait:
         self.ready, self.on, self.is_soft = ready, on, is_soft
 
 
+class NotConverged(Exception):
+    """An instruction needs lanes of other paths of the warp: the running path stops until they come here or exit."""
+
+    def __init__(self, warp: Any, members: np.ndarray) -> None:
+        path = warp.path
+        self.wait = Wait(
+            lambda: not any((p.mask & members).any() for p in warp.paths if p is not path),
+            "lanes of the same warp that have not come here",
+        )
+
+
 class Path:
     """Lanes of a warp that share a program counter."""
 
@@ -82,7 +95,7 @@ class Path:
         lane, regs = self.first, self.regs
         for i, value in enumerate(regs):
             if value.__class__ is np.ndarray:
-                narrow = value[lane].item()
+                narrow = value.item(lane)
                 self.origin[i] = (narrow, value)
                 regs[i] = narrow
 
@@ -188,9 +201,8 @@ class Warp:
     def _merged(self, left: Path, right: Path) -> Path:
         bits = self.machine.program.slot_bits
         regs = list(left.regs)
-        for i, (x, y) in enumerate(zip(left.regs, right.regs)):
-            if x is y:
-                continue
+        for i in compress(count(), map(is_not, left.regs, right.regs)):
+            x, y = left.regs[i], right.regs[i]
             # A value that was only narrowed to a path's lane is still the row it came from.
             if i in left.origin and left.origin[i][0] is x:
                 x = left.origin[i][1]
@@ -209,6 +221,33 @@ class Warp:
             self.switch()
         else:
             self.is_done = True
+
+    def drop(self, lanes: np.ndarray) -> None:
+        """Some lanes of the running path exit; the others go on at the next instruction."""
+        path = self.path
+        rest = Path(path.pc + 1, path.mask & ~lanes, path.regs)
+        rest.origin = path.origin
+        if len(rest.lanes) == 1:
+            rest.narrow()
+        self.paths[self.paths.index(path)] = rest
+        self.switch()
+
+    def read_registers(self, slots: list[int]) -> list[Value]:
+        """Values in all lanes, on behalf of an asynchronous operation, whatever paths the warp has now."""
+        if len(self.paths) == 1 and not self.paths[0].origin:
+            return [self.paths[0].regs[slot] for slot in slots]
+        bits = self.machine.program.slot_bits
+        values: list[Value] = []
+        for slot in slots:
+            value: Value = None
+            for path in self.paths:
+                own = path.regs[slot]
+                narrowed = path.origin.get(slot)
+                if narrowed is not None and narrowed[0] is own:
+                    own = narrowed[1]
+                value = own if value is None or own is value else where(path.mask, own, value, bits[slot])
+            values.append(value)
+        return values
 
     def write_register(self, slot: int, value: Value) -> None:
         """Write on behalf of an asynchronous operation, in whatever paths the warp has now."""
@@ -230,9 +269,15 @@ class Warp:
             left -= 1
             try:
                 jump = code[path.pc](self)
+            except NotConverged as stop:
+                jump = stop.wait
             except EmulationError as error:
                 self.machine.annotate(error, self)
                 raise
+            except (ValueError, NotImplementedError) as error:  # from descriptors, formats and TMA boxes
+                misuse = Misuse(str(error))
+                self.machine.annotate(misuse, self)
+                raise misuse from error
             if jump is None:
                 path.pc += 1
             elif jump is SWITCHED:
@@ -368,7 +413,9 @@ class Machine:
 
     def _allocate_module_variables(self) -> None:
         for variable in self.program.variables("global") + self.program.variables("const"):
-            data = np.zeros(variable.size + 256, np.uint8)
+            data = np.zeros(variable.size + variable.align, np.uint8)
+            start = -data.ctypes.data % variable.align
+            data = data[start : start + variable.size]
             data[: len(variable.init)] = np.frombuffer(variable.init, np.uint8)
             self.module_memory[variable.name] = data
         if self.module_memory:
@@ -429,6 +476,10 @@ class Machine:
         except EmulationError as error:
             self.annotate(error, op.issuer, op.site, f"during its {op.kind}")
             raise
+        except (ValueError, NotImplementedError) as error:
+            misuse = Misuse(str(error))
+            self.annotate(misuse, op.issuer, op.site, f"during its {op.kind}")
+            raise misuse from error
         self.version += 1
         if op.is_done and self.observer is not None:
             self.observer.complete(op)
