@@ -9,6 +9,9 @@ the cut terms are summed exactly, and the sum is cut to an fp32 or rounded to an
 | bf16, fp16 (wgmma k = 16, mma.sync m16n8k16) | 25 | 23 | rounded to nearest even |
 | fp8 (wgmma k = 32) | 13 | 13 | rounded to nearest even |
 
+mma.sync m16n8k32 on fp8 does not use that adder there: it is two 16-bit multiplications from zero, of k % 4 < 2 and then of
+the others, and an fp32 addition to the accumulator (`multiply_fp8_by_halves`).
+
 The exponent of a product is e(a) + e(b), not normalised: a product may be up to 4 * 2^e. Not measured, and taken to be as
 for 16-bit operands: tf32 on sm_90. On sm_100 and sm_120 nothing could be measured: there the exact sum is rounded once.
 """
@@ -31,13 +34,8 @@ class Adder(NamedTuple):
     total: int
 
 
-_HOPPER = {
-    "bf16": Adder(25, 23),
-    "f16": Adder(25, 23),
-    "tf32": Adder(25, 23),
-    "e4m3": Adder(13, 13),
-    "e5m2": Adder(13, 13),
-}
+HOPPER_WIDE, HOPPER_FP8 = Adder(25, 23), Adder(13, 13)
+_HOPPER = {"bf16": HOPPER_WIDE, "f16": HOPPER_WIDE, "tf32": HOPPER_WIDE, "e4m3": HOPPER_FP8, "e5m2": HOPPER_FP8}
 
 
 _UNCUT = 52  # fraction bits of float64
@@ -85,6 +83,13 @@ def multiply_accumulate(a: np.ndarray, b: np.ndarray, c: Any, adder: Optional[Ad
     special = _product(a, b) + old
     finite = _aligned_sum(*(np.where(np.isfinite(x), x, 0.0) for x in (a, b, old)), adder)
     return np.where(np.isfinite(special), finite, special)
+
+
+def multiply_fp8_by_halves(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """mma.sync m16n8k32 of fp8 on sm_90, as `multiply_accumulate`; the result is still to be rounded to fp32."""
+    is_second = np.arange(a.shape[1]) % 4 >= 2
+    total = multiply_accumulate(a[:, ~is_second], b[:, ~is_second], 0.0, HOPPER_WIDE)
+    return c + multiply_accumulate(a[:, is_second], b[:, is_second], total, HOPPER_WIDE)
 
 
 def _aligned_sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, adder: Adder) -> np.ndarray:

@@ -20,6 +20,7 @@ from cutlass.cute.nvgpu import OperandMajorMode
 
 import quack
 from quack.gemm_config import GemmConfig
+from tests.emulated.gemm_sm120 import Sm120Gemm
 from tests.emulated.kernels import WarpMmaTile, WgmmaTile
 
 FOLDER = Path(__file__).with_name("h200")
@@ -83,7 +84,7 @@ class Recording:
 
 def fake(tensor: torch.Tensor) -> Any:
     return cute_runtime.make_fake_tensor(
-        CUTE_DTYPES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride()), assumed_align=tensor.element_size()
+        CUTE_DTYPES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride()), assumed_align=16
     )
 
 
@@ -91,16 +92,22 @@ def run_tile(kernel: Any, tensors: list[torch.Tensor], out_dtype: torch.dtype) -
     """One of `kernels` on A (M, K) and B (N, K)."""
     a, b = tensors
     d = torch.full((a.shape[0], b.shape[0]), 77, dtype=out_dtype, device=a.device)
-    emulated = not a.is_cuda
+    launch(kernel, a, b, d)
+    return d
+
+
+def launch(kernel: Any, *tensors: torch.Tensor, **numbers: int) -> None:
+    """Compile for exactly these tensors and run, on the GPU or emulated."""
+    emulated = not tensors[0].is_cuda
     options = quack.emulator.compile_options("sm90") if emulated else "--enable-tvm-ffi --gpu-arch sm_90a"
     stream = cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
-    compiled = cute.compile(kernel, fake(a), fake(b), fake(d), stream, options=options)
+    scalars = [cutlass.Int32(n) for n in numbers.values()]
+    compiled = cute.compile(kernel, *map(fake, tensors), *scalars, stream, options=options)
     if emulated:
-        quack.emulator.launch(compiled, a, b, d)
+        quack.emulator.launch(compiled, *tensors, *numbers.values())
     else:
-        compiled(a, b, d)
+        compiled(*tensors, *numbers.values())
         torch.cuda.synchronize()
-    return d
 
 
 def tile(
@@ -132,6 +139,20 @@ def wgmma(
     cute_dtype = CUTE_DTYPES[dtype]
     kernel = WgmmaTile(64, k, cute_dtype, cute_dtype, *majors, acc_dtype=CUTE_DTYPES[out], **options)
     return tile(name, dtype, (64, 64, k), kernel, values, out)
+
+
+def warp_gemm(name: str, dtype: torch.dtype, shape: tuple[int, int, int], values: Values = NORMAL) -> Recording:
+    """A whole kernel of mma.sync, ldmatrix and TMA, the one for sm_120a compiled for sm_90a; fp32 out."""
+    (m, n, k), seed = shape, sum(name.encode())
+    kernel = Sm120Gemm(64, 64, 128 // dtype.itemsize, CUTE_DTYPES[dtype], cutlass.Float32, 3)
+
+    def run(tensors: list[torch.Tensor]) -> torch.Tensor:
+        out = torch.full((m, n), float("nan"), device=tensors[0].device)
+        a, b, d = (t.unsqueeze(-1) for t in (*tensors, out))
+        launch(kernel, a, b, d, ctas=2)
+        return out
+
+    return Recording(name, lambda: [values.draw(seed, (m, k), dtype), values.draw(seed + 1, (n, k), dtype)], run)
 
 
 def gemm(
@@ -187,6 +208,10 @@ RECORDINGS = [
     wgmma("wgmma_s8", torch.int8, 128, out=torch.int32),
     tile("mma_bf16", BF16, (16, 8, 64), WarpMmaTile(64, cutlass.BFloat16), Values(spread=6)),
     tile("mma_fp16", FP16, (16, 8, 64), WarpMmaTile(64, cutlass.Float16), Values(spread=4)),
+    warp_gemm("warp_gemm_bf16", BF16, (136, 72, 264)),
+    warp_gemm("warp_gemm_fp16_wide", FP16, (72, 136, 136), Values(spread=4)),
+    warp_gemm("warp_gemm_e4m3", E4M3, (72, 136, 272)),
+    warp_gemm("warp_gemm_e5m2_wide", E5M2, (72, 72, 144), Values(spread=5)),
     gemm("gemm_multicast_a", (200, 264, 136), GemmConfig(128, 128, cluster_n=2, pingpong=True)),
     gemm("gemm_multicast_b", (264, 136, 200), GemmConfig(128, 128, cluster_m=2)),
     gemm("gemm_fp16_fp32", (136, 200, 264), GemmConfig(128, 192), FP16, torch.float32),

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arithmetic import adder_of, decode_accumulator, decode_operand, encode_accumulator, multiply_accumulate
+from ..arithmetic import (
+    HOPPER_FP8,
+    adder_of,
+    decode_accumulator,
+    decode_operand,
+    encode_accumulator,
+    multiply_accumulate,
+    multiply_fp8_by_halves,
+)
 from ..errors import Misuse, UnknownInstruction
 from ..opcodes import opcode
 from ..program import Binder, Execute
@@ -179,8 +187,9 @@ def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Multip
     decode_a, decode_b = _decoder(form.a, form.bits), _decoder(form.b, form.bits)
     scale = _scaling(b, form, kind, scale_type) if kind in _SCALES else None
     is_uniform = form.a == form.b
-    # Of 8-bit operands on sm_90 only wgmma was measured.
-    adder = adder_of(b.program.kernel.target, form.a, form.d) if form.d == "f32" and form.bits > 8 else None
+    target = b.program.kernel.target
+    adder = adder_of(target, form.a, form.d) if form.d == "f32" and form.bits > 8 else None
+    is_split = form.d == "f32" and k == 32 and adder_of(target, form.a, form.d) == HOPPER_FP8
     natural = np.argsort(order).reshape(m, N)
 
     def multiply(w: Any, words: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -191,6 +200,8 @@ def _multiplication(b: Binder, form: Form, kind: str, scale_type: str) -> Multip
             x, y = decode_a(words[:a_words]).reshape(m, k), decode_b(words[a_words:]).reshape(N, k)
         if scale is not None:
             x, y = scale(w, x, y)
+        if is_split:
+            return multiply_fp8_by_halves(x, y, c.take(natural)).take(order)
         if adder is not None:
             return multiply_accumulate(x, y, c.take(natural), adder).take(order)
         total: np.ndarray = x.dot(y.T).take(order)
