@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .device import DeviceProperties
-from .fake_cuda import present
+from .fake_cuda import CPU, present
 from .intercept import Handler, Interceptor
 from .linked import linked
+
+COMPILED_FOR_CPU = "expected device_type=cpu"
 
 
 def call(
@@ -29,7 +31,13 @@ def call(
     interceptor = Interceptor(handler, device, target.parameter_sizes, tuple(memory))
     with interceptor.installed(target.library):
         try:
-            return target.function(*presented)
+            try:
+                return target.function(*presented)
+            except ValueError as error:
+                # Compiled with CPU tensors as examples, as `from_dlpack` makes them where there is no GPU.
+                if COMPILED_FOR_CPU not in str(error):
+                    raise
+            return target.function(*present(tuple(arguments), [], CPU))
         except Exception:
             if interceptor.failure is None:
                 raise

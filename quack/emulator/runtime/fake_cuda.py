@@ -78,8 +78,10 @@ def is_tensor(value: Any) -> bool:
     return not isinstance(value, np.generic) and any(hasattr(value, a) for a in ("__dlpack__", "__array_interface__"))
 
 
-def as_cuda(source: Any) -> tuple[tvm_ffi.Tensor, MemoryRange]:
+def as_cuda(source: Any, device_type: int = CUDA) -> tuple[tvm_ffi.Tensor, MemoryRange]:
     """The memory of a host tensor as a CUDA tensor of device 0, and the bytes that its elements span.
+
+    device_type: CPU for functions that were compiled for CPU tensors.
 
     `source` lives at least as long as the result. A tensor that requires grad is taken without its graph.
     """
@@ -96,7 +98,7 @@ def as_cuda(source: Any) -> tuple[tvm_ffi.Tensor, MemoryRange]:
     header = _Managed(
         _Tensor(
             tensor.data,
-            _Device(CUDA, 0),
+            _Device(device_type, 0),
             tensor.ndim,
             tensor.dtype,
             ctypes.cast(c_shape, pointer),
@@ -139,18 +141,18 @@ def _span(base: int, shape: list[int], strides: list[int], bits: int) -> MemoryR
     return MemoryRange(base + low * bits // 8, -(-(high - low) * bits // 8))
 
 
-def present(arguments: Any, memory: list[MemoryRange]) -> Any:
+def present(arguments: Any, memory: list[MemoryRange], device_type: int = CUDA) -> Any:
     """Arguments for a TVM-FFI function: tensors as CUDA tensors, tuples, lists and dataclasses as tuples, NumPy scalars as
     numbers, the rest as it is. The bytes of each tensor are appended to `memory`."""
     if isinstance(arguments, (tuple, list)):
-        return tuple(present(argument, memory) for argument in arguments)
+        return tuple(present(argument, memory, device_type) for argument in arguments)
     if is_tensor(arguments):
-        tensor, span = as_cuda(arguments)
+        tensor, span = as_cuda(arguments, device_type)
         if span.size:
             memory.append(span)
         return tensor
     if isinstance(arguments, np.generic):
         return arguments.item()
     if dataclasses.is_dataclass(arguments) and not isinstance(arguments, type):
-        return tuple(present(getattr(arguments, f.name), memory) for f in dataclasses.fields(arguments))
+        return tuple(present(getattr(arguments, f.name), memory, device_type) for f in dataclasses.fields(arguments))
     return arguments
