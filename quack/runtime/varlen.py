@@ -23,33 +23,40 @@ def _check_offsets(name: str, offsets: torch.Tensor, A: torch.Tensor) -> int:
     return offsets.numel() - 1
 
 
-def _check_dims(expected: dict[str, int], tensors: dict[str, torch.Tensor], name: str) -> None:
-    for which, dims in expected.items():
-        if which in tensors and tensors[which].dim() != dims:
-            raise ValueError(f"{which} has {tensors[which].dim()} dimensions, expected {dims} with {name}")
+def _check_operands(
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Optional[torch.Tensor]],
+    dims: tuple[int, int, int],
+    name: str,
+    offsets: torch.Tensor,
+) -> int:
+    """Types, devices and dimensions (of A, B, and out and C) that the argument `name` asks for; the number of groups."""
+    A, B, out, C = operands
+    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
+    check_tensors(tensors)
+    for (which, tensor), expected in zip(tensors.items(), (*dims, dims[2])):
+        if tensor.dim() != expected:
+            raise ValueError(f"{which} has {tensor.dim()} dimensions, expected {expected} with {name}")
+    return _check_offsets(name, offsets, A)
 
 
-def _check_output(shape: tuple[int, ...], tensors: dict[str, torch.Tensor]) -> None:
-    for name in ("out", "C"):
-        if name in tensors and tuple(tensors[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
-    if not is_injective(tensors["out"]):
-        raise ValueError(f"out with strides {tensors['out'].stride()} has several elements at one address")
+def _check_output(shape: tuple[int, ...], out: torch.Tensor, C: Optional[torch.Tensor]) -> None:
+    for name, tensor in (("out", out), ("C", C)):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if not is_injective(out):
+        raise ValueError(f"out with strides {out.stride()} has several elements at one address")
 
 
 def check_varlen_m(
     A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
 ) -> GemmShape:
     """A (total_m, K), B (G, K, N), out and C (total_m, N). The shape has the average m."""
-    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
-    check_tensors(tensors)
-    _check_dims({"A": 2, "B": 3, "out": 2, "C": 2}, tensors, "cu_seqlens_m")
-    groups = _check_offsets("cu_seqlens_m", cu_seqlens, A)
+    groups = _check_operands((A, B, out, C), (2, 3, 2), "cu_seqlens_m", cu_seqlens)
     if B.shape[0] != groups:
         raise ValueError(f"cu_seqlens_m has {groups + 1} elements for {groups} groups, B has {B.shape[0]} matrices")
     if A.shape[1] != B.shape[1]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
-    _check_output((A.shape[0], B.shape[2]), tensors)
+    _check_output((A.shape[0], B.shape[2]), out, C)
     return GemmShape(-(-A.shape[0] // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
 
 
@@ -57,11 +64,8 @@ def check_varlen_k(
     A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
 ) -> GemmShape:
     """A (M, total_k), B (total_k, N), out and C (G, M, N). The shape has the average k."""
-    tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
-    check_tensors(tensors)
-    _check_dims({"A": 2, "B": 2, "out": 3, "C": 3}, tensors, "cu_seqlens_k")
-    groups = _check_offsets("cu_seqlens_k", cu_seqlens, A)
+    groups = _check_operands((A, B, out, C), (2, 2, 3), "cu_seqlens_k", cu_seqlens)
     if A.shape[1] != B.shape[0]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (total_k, N)")
-    _check_output((groups, A.shape[0], B.shape[1]), tensors)
+    _check_output((groups, A.shape[0], B.shape[1]), out, C)
     return GemmShape(A.shape[0], B.shape[1], -(-A.shape[1] // max(groups, 1)), groups)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from quack.emulator import isa as isa  # fills the table of opcodes
 from quack.emulator.asynchrony import Schedule
 from quack.emulator.machine import Dim3, LaunchShape, Machine
 from quack.emulator.memory import GlobalMemory
+from quack.emulator.observer import Observer
 from quack.emulator.program import Program
 from quack.emulator.ptx import parse
 
@@ -73,9 +74,11 @@ def run_kernel(
     sms: int = 132,
     descriptors: Sequence[bytes] = (),
     module: str = "",
+    observer: Optional[Observer] = None,
+    target: str = "sm_120a",
 ) -> Machine:
     """Run `body` (see `kernel_text`), by default on one CTA; the kernel reads and writes `buffers` in place."""
-    program = _program(kernel_text(body, len(buffers), descriptors=len(descriptors), module=module))
+    program = _program(kernel_text(body, len(buffers), target, len(descriptors), module))
     parameters = b"".join(b.ctypes.data.to_bytes(8, "little") for b in buffers)
     if descriptors:
         parameters += bytes(-len(parameters) % 128) + b"".join(descriptors)
@@ -85,10 +88,19 @@ def run_kernel(
         parameters,
         GlobalMemory([(b.ctypes.data, b.nbytes) for b in buffers]),
         Schedule.parse(schedule),
+        observer,
         sms=sms,
     )
     machine.run()
     return machine
+
+
+def aligned(shape: Union[int, tuple[int, ...]], dtype: object, alignment: int = 128) -> np.ndarray:
+    """Zeros at a multiple of `alignment` bytes."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def lane_address(register: str, base: str, bytes_per_lane: int) -> str:
