@@ -15,8 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 
-import common
 import quack
+
+import common
 from common import Recorder, Replay, Row
 
 SHAPES = "8:16384x14336x4096,64:32768x2048x2048,128:16384x1536x4096"
