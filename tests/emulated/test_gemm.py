@@ -71,15 +71,15 @@ def launch(case: Case, t: CaseOperands) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["eager", "latest"])
+@pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_against_reference(case: Case, schedule: str):
+def test_against_reference(case: Case, schedule: str, checks: tuple[str, ...]):
     t = operands(case, "cpu")
     C = t.C.clone() if t.C is not None else None
     poison(t.out.buffer)
     if case.in_place and C is not None:
         t.out.tensor.copy_(C)
-    with quack.emulator.use("sm90", schedule=schedule, sms=SMS):
+    with quack.emulator.use("sm90", schedule=schedule, checks=checks, sms=SMS):
         launch(case, t)
     check(case, t.out.tensor, reference(case, t, C))
     written = t.out.buffer.view(torch.uint8).view(t.out.buffer.numel(), -1) != 0xFF

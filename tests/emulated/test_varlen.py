@@ -15,11 +15,11 @@ from quack.varlen_scheduler import VarlenStaticScheduler
 from tests.ragged_cases import RaggedCase, RaggedOperands, cases, run, verify
 
 
-@pytest.mark.parametrize("schedule", ["eager", "latest"])
+@pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_against_reference(case: RaggedCase, schedule: str):
+def test_against_reference(case: RaggedCase, schedule: str, checks: tuple[str, ...]):
     t = RaggedOperands(case, "cpu")
-    with quack.emulator.use("sm90", schedule=schedule, sms=4):
+    with quack.emulator.use("sm90", schedule=schedule, checks=checks, sms=4):
         run(t)
     verify(t)
 
