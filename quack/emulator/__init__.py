@@ -28,6 +28,8 @@ _EXPORTS = {
     "quack.emulator.runtime.linked": ("load",),
     "quack.emulator.runtime.options": ("compile_environment", "compile_options"),
     "quack.emulator.settings": ("SWITCH", "Settings", "current", "use"),
+    "quack.emulator.stats": ("Stats",),
+    "quack.emulator.trace": ("Trace",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -81,7 +81,8 @@ def multiply_accumulate(a: np.ndarray, b: np.ndarray, c: Any, adder: Optional[Ad
     if np.isfinite(a).all() and np.isfinite(b).all() and np.isfinite(old).all():
         return _aligned_sum(a, b, old, adder)
     special = _product(a, b) + old
-    finite = _aligned_sum(*(np.where(np.isfinite(x), x, 0.0) for x in (a, b, old)), adder)
+    a, b, old = (np.where(np.isfinite(x), x, 0.0) for x in (a, b, old))
+    finite = _aligned_sum(a, b, old, adder)
     return np.where(np.isfinite(special), finite, special)
 
 

@@ -1,6 +1,6 @@
 """mbarrier objects, named CTA barriers and the cluster barrier. Pure state; who waits is the scheduler's business.
 
-PTX ISA 9.7.13.15 (mbarrier), 9.7.13.1 (bar, barrier), 9.7.13.4 (barrier.cluster).
+PTX ISA 9.7.13.15 (mbarrier), 9.7.13.1 (bar, barrier), 9.7.13.3 (barrier.cluster).
 """
 
 from collections.abc import Iterable
@@ -49,9 +49,11 @@ class Mbarrier:
         """Whether the phase of this parity, current or the one before, has completed."""
         return self.phase & 1 != parity & 1
 
-    def drop(self) -> None:
-        """One participant less from the next phase on."""
-        self.count -= 1
+    def drop(self, count: int = 1) -> None:
+        """`count` participants less from the next phase on."""
+        if count > self.count:
+            raise Misuse(f"{self}: {count} of {self.count} participants drop out")
+        self.count -= count
 
     def _try_complete(self) -> bool:
         if self.pending or self.transactions:

@@ -113,6 +113,7 @@ class Warp:
         self.path = self.paths[0]
         self.enter(self.path)
         self.join = NEVER
+        self.streak = 0  # instructions since the running path was chosen
         self.is_done = False
         self.is_waiting = False
         self.instructions = 0
@@ -144,7 +145,7 @@ class Warp:
             "%gridid": 0,
             "%is_explicit_cluster": cluster.size > 1,
             "%dynamic_smem_size": shape.dynamic_smem,
-            "%total_smem_size": cta.smem.size,
+            "%total_smem_size": -(-(cta.smem.size - SHARED_RESERVED) // 128) * 128,
             "%lanemask_eq": np.uint32(1) << LANE,
             "%lanemask_lt": (np.uint32(1) << LANE) - np.uint32(1),
             "%lanemask_le": np.uint32(0xFFFFFFFF) >> (np.uint32(31) - LANE),
@@ -190,6 +191,16 @@ class Warp:
         path = min(runnable or self.paths, key=lambda p: p.pc)
         self.enter(path)
         self.join = min((p.pc for p in self.paths if p is not path), default=NEVER)
+        self.streak = 0
+
+    def _take_turns(self) -> None:
+        """The running path may spin on what another one of this warp will do: let that run for a while."""
+        self.paths.remove(self.path)
+        self.paths.append(self.path)
+        path = next(p for p in self.paths if p is self.path or p.wait is None or p.wait.ready())
+        path.wait = None
+        self.enter(path)
+        self.join, self.streak = NEVER, 0
 
     def _merge(self) -> None:
         by_pc: dict[int, Path] = {}
@@ -303,6 +314,9 @@ class Warp:
                 path = self.path
                 path.wait = None
         self.instructions += quantum - left
+        self.streak += quantum - left
+        if self.streak >= QUANTUM and len(self.paths) > 1 and left <= 0:
+            self._take_turns()
         return quantum - left
 
     @property
@@ -406,8 +420,11 @@ class Machine:
         for axis in "xyz":
             if getattr(shape.grid, axis) % getattr(shape.cluster, axis):
                 raise Misuse(f"grid {shape.grid} is not a multiple of the cluster {shape.cluster}")
-        if kernel.block is not None and Dim3(*kernel.block).size < shape.block.size:
-            raise Misuse(f"launched with {shape.block.size} threads, compiled for {kernel.block}")
+        block, cluster = (None if dims is None else Dim3(*dims) for dims in (kernel.block, kernel.cluster))
+        if block is not None and (block.size < shape.block.size or (kernel.is_block_required and block != shape.block)):
+            raise Misuse(f"launched with {shape.block}, compiled for {block} threads")
+        if cluster is not None and cluster != shape.cluster:
+            raise Misuse(f"launched with a cluster of {shape.cluster}, compiled for {cluster}")
         if len(self.parameters) < kernel.parameter_bytes:
             raise Misuse(f"{len(self.parameters)} bytes of parameters, the kernel has {kernel.parameter_bytes}")
 
@@ -503,15 +520,15 @@ class Machine:
 
     def _run_all(self) -> None:
         self._fill()
-        idle = timeouts = 0
+        idle, timeouts = 0.0, 0
         while self.resident:
             before = self.version
             ran = self._pass_random() if self.random is not None else self._pass_in_order()
             self._retire()
             if self.version != before:
-                idle = timeouts = 0
+                idle, timeouts = 0.0, 0
                 continue
-            idle += 1
+            idle += 1 if self.random is None else ran / QUANTUM
             if len(self.pending):
                 self._advance(self.pending.oldest())
             elif not ran or idle > IDLE_PASSES:

@@ -11,12 +11,17 @@ from typing import Any, NamedTuple, Optional, Union
 from . import opcodes
 from .errors import EmulationError, UnknownInstruction
 from .memory import PARAM_WINDOW
-from .ptx import TYPE_BITS, Instruction, Kernel, Variable, split_operands
+from .ptx import TYPE_BITS, Instruction, Kernel, Variable, literal, split_operands
 from .values import MASK, UNSIGNED, Value, where
 
 Execute = Callable[[Any], Any]
 
 SPECIAL_BITS = {"%clock64": 64, "%globaltimer": 64, "%gridid": 64, "%is_explicit_cluster": 1}
+# What `Warp.specials` defines; clocks are for `mov` only.
+_SPECIAL = re.compile(
+    r"%((n?tid|n?ctaid|n?clusterid|cluster_n?ctaid)\.[xyz]|laneid|n?warpid|n?smid|gridid|cluster_n?ctarank"
+    r"|is_explicit_cluster|(dynamic|total)_smem_size|lanemask_(eq|lt|le|gt|ge))"
+)
 CLOCKS = ("%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi")
 
 
@@ -67,11 +72,13 @@ class Program:
     def special(self, name: str) -> int:
         """The slot of a special register."""
         if name not in self.special_slots:
+            if not _SPECIAL.fullmatch(name):
+                raise UnknownInstruction(f"register or special register {name} is not known")
             self.special_slots[name] = self._new_slot(SPECIAL_BITS.get(name, 32))
         return self.special_slots[name]
 
     def symbol(self, name: str) -> int:
-        """The slot that holds the address of a variable."""
+        """The slot that holds the address of a variable, or "variable+offset"."""
         if name not in self.symbol_slots:
             self.symbol_slots[name] = self._new_slot(64)
         return self.symbol_slots[name]
@@ -86,7 +93,8 @@ class Program:
                 raise UnknownInstruction(f"special register {name}")
             regs[slot] = specials[name]
         for name, slot in self.symbol_slots.items():
-            regs[slot] = symbols[name]
+            variable, _, offset = name.partition("+")
+            regs[slot] = symbols[variable.strip()] + int(offset or "0", 0)
         return regs
 
     def variables(self, space: str) -> list[Variable]:
@@ -101,12 +109,12 @@ class Program:
             binder = Binder(self, instruction, opcode)
             execute = opcode.build(binder)
             binder.finish()
+            if instruction.predicate is not None:
+                binder.predicate()
         except EmulationError as error:
             raise type(error)(f"PTX line {instruction.line}: {instruction}: {error}") from None
         except (IndexError, KeyError, ValueError) as error:  # too few operands, a type that the opcode does not have
             raise UnknownInstruction(f"PTX line {instruction.line}: {instruction}: not a form known here") from error
-        if instruction.predicate is not None:
-            binder.predicate()
         self.accesses.append(Accesses(tuple(binder.inputs), tuple(binder.outputs)))
         if instruction.predicate is None or opcode.handles_predicate:
             return execute
@@ -235,7 +243,7 @@ class Binder:
         kernel = self.program.kernel
         if text in kernel.parameters:
             return self.program.constant(PARAM_WINDOW | kernel.parameters[text].offset, 64)
-        if text in kernel.variables:
+        if text.partition("+")[0].strip() in kernel.variables:
             return self.program.symbol(text)
         return self.program.constant(self.immediate(text, bits), bits)
 
@@ -250,12 +258,10 @@ class Binder:
     def immediate(self, operand: Union[int, str], bits: int = 64) -> int:
         """A literal as raw bits (masked to the width)."""
         text = self.operands[operand] if isinstance(operand, int) else operand
-        try:
-            if text[:2] in ("0f", "0F", "0d", "0D"):
-                return int(text[2:], 16)
-            return int(text.rstrip("U"), 0) & MASK[bits]
-        except ValueError:
-            raise UnknownInstruction(f"operand {text!r}") from None
+        value = literal(text)
+        if value is None:
+            raise UnknownInstruction(f"operand {text!r}")
+        return value & MASK[bits]
 
     def address(self, operand: Union[int, str]) -> Address:
         """`[register + constant]`, `[symbol + constant]` or `[constant]`."""

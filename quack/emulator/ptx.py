@@ -93,6 +93,22 @@ class Kernel:
     variables: dict[str, Variable]
     register_bits: list[int] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
+    is_block_required: bool = False  # .reqntid: `block` is not only the largest
+
+
+def literal(text: str) -> Optional[int]:
+    """An integer, or the raw bits of a float written as 0f... or 0d...; None if it is neither."""
+    text = text.strip()
+    if text[:2] in ("0f", "0F", "0d", "0D"):
+        digits, base = text[2:], 16
+    else:
+        digits, base = text.rstrip("Uu"), 0
+        if re.fullmatch(r"-?0[0-7]+", digits):
+            base = 8
+    try:
+        return int(digits, base)
+    except ValueError:
+        return None
 
 
 def split_operands(text: str) -> list[str]:
@@ -122,7 +138,7 @@ def parse(text: str) -> dict[str, Kernel]:
         parameters, size = _parameters(entry[2])
         kernel = Kernel(
             entry[1], target, parameters, size, _dims(entry[3], "reqntid|maxntid"), _dims(entry[3], "reqnctapercluster"),
-            dict(module_scope),
+            dict(module_scope), is_block_required=".reqntid" in entry[3],
         )  # fmt: skip
         _parse_body(kernel, text, entry.end())
         kernels[kernel.name] = kernel
@@ -130,8 +146,9 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 def _strip_comments(text: str) -> str:
+    """Comments, and .loc and .file, which end with their line. Line numbers stay."""
     text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.S)
-    return re.sub(r"//[^\n]*", "", text)
+    return re.sub(r"//[^\n]*|^[ \t]*\.(loc|file)\b[^\n]*", "", text, flags=re.M)
 
 
 def _dims(text: str, directives: str) -> Optional[tuple[int, int, int]]:
@@ -144,7 +161,7 @@ def _parameters(text: str) -> tuple[dict[str, Parameter], int]:
     for declaration in split_operands(text):
         plain = re.sub(r"\.ptr\b(\s+\.(global|shared|const|local|param))?(\s+\.align\s+\d+)?", "", declaration)
         found = re.match(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?", plain)
-        if not found:
+        if not found or found[2] not in TYPE_BITS:
             raise UnknownInstruction(f"parameter declaration {declaration!r}")
         element = TYPE_BITS[found[2]] // 8
         align, size = int(found[1] or element), element * int(found[4] or 1)
@@ -169,7 +186,12 @@ def _variable(statement: str) -> Optional[Variable]:
     count = 1 if found[5] is None else int(found[5] or 0)
     init = b""
     if found[6]:
-        values = [int(v.rstrip("Uu"), 0) for v in split_operands(found[6].strip().strip("{}"))]
+        values = []
+        for text in split_operands(found[6].strip().strip("{}")):
+            value = literal(text)
+            if value is None:
+                raise UnknownInstruction(f"initial value of {found[4]} = {found[6]}")
+            values.append(value)
         init = b"".join((v & ((1 << 8 * element) - 1)).to_bytes(element, "little") for v in values)
     return Variable(found[4], found[1], int(found[2] or element), element * count, init)
 
@@ -223,7 +245,7 @@ def _parse_body(kernel: Kernel, text: str, start: int) -> None:
         elif kind == "label":
             scope.labels[statement] = len(kernel.instructions)
         elif statement.startswith(".reg"):
-            _declare_registers(kernel, scope, statement)
+            _declare_registers(kernel, scope, statement, line)
         elif statement.startswith((".local", ".shared")):
             variable = _variable(statement)
             if variable is None:
@@ -236,10 +258,10 @@ def _parse_body(kernel: Kernel, text: str, start: int) -> None:
             kernel.instructions.append(_instruction(statement, scope, line, len(kernel.instructions)))
 
 
-def _declare_registers(kernel: Kernel, scope: Scope, statement: str) -> None:
+def _declare_registers(kernel: Kernel, scope: Scope, statement: str, line: int) -> None:
     found = re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement, re.S)
     if not found or found[1] not in TYPE_BITS:
-        raise UnknownInstruction(f"register declaration {statement!r}")
+        raise UnknownInstruction(f"PTX line {line}: register declaration {statement!r}")
     for name in found[2].split(","):
         ranged = re.match(r"\s*(.*?)<(\d+)>\s*$", name)
         names = [f"{ranged[1]}{i}" for i in range(int(ranged[2]))] if ranged else [name.strip()]

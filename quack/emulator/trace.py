@@ -21,7 +21,7 @@ from .asynchrony import AsyncOp
 from .machine import Wait
 from .observer import Observer
 from .program import Execute, Program
-from .stats import Role, find_roles, regions, tool_of
+from .stats import Role, find_regions, find_roles, tool_of
 
 LIMIT = 1_000_000
 _ENGINES = {
@@ -96,7 +96,7 @@ class Trace(Observer):
         self.launches += 1
         program = machine.program
         executed = self.executed.setdefault(program, {})
-        found = regions(program)
+        found = find_regions(program)
         for warp in range(-(-machine.shape.block.size // 32)):
             executed.setdefault(warp, np.zeros(len(found), bool))
         wrapped = list(code)

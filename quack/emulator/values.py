@@ -13,7 +13,7 @@ LANES = 32
 LANE = np.arange(LANES, dtype=np.uint32)
 Value = Union[int, bool, np.ndarray, None]
 
-UNSIGNED: dict[int, Any] = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+UNSIGNED: dict[int, Any] = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64, 128: np.object_}
 SIGNED: dict[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 MASK = {bits: (1 << bits) - 1 for bits in (1, 8, 16, 32, 64, 128)}
 

@@ -19,13 +19,13 @@ from .uninitialised import Uninitialised
 
 
 class Check(Enum):
-    """Names of the checkers, as in QUACK_EMULATE_CHECK."""
+    """Names of the checkers, as in QUACK_EMULATE_CHECK. Of several that see a defect, the first one reports it."""
 
-    UNINITIALISED = "uninitialised"
-    PROXIES = "proxies"
-    RACES = "races"
-    BARRIERS = "barriers"
     EXITS = "exits"
+    RACES = "races"
+    PROXIES = "proxies"
+    UNINITIALISED = "uninitialised"
+    BARRIERS = "barriers"
     REGISTERS = "registers"
     TENSOR_MEMORY = "tensor_memory"
 
@@ -43,20 +43,20 @@ def parse(names: Sequence[str]) -> list[Check]:
 
 
 def observers(names: Sequence[str]) -> list[Observer]:
-    """Fresh checkers for one launch, in the order in which they must see it; see `parse`."""
+    """Fresh checkers for one launch; see `parse`. `Ordering` comes last: a release is the last thing of its tick."""
     ordering, words = Ordering(), Words()
     made: dict[Check, Observer] = {
-        Check.UNINITIALISED: Uninitialised(words),
-        Check.PROXIES: Proxies(ordering, words),
-        Check.RACES: Races(ordering, words),
-        Check.BARRIERS: Barriers(ordering, words),
         Check.EXITS: Exits(ordering),
+        Check.RACES: Races(ordering, words),
+        Check.PROXIES: Proxies(ordering, words),
+        Check.UNINITIALISED: Uninitialised(words),
+        Check.BARRIERS: Barriers(ordering, words),
         Check.REGISTERS: Registers(),
         Check.TENSOR_MEMORY: TensorMemoryLeaks(),
     }
     wanted = [made[check] for check in parse(names)]
     needs_ordering = any(hasattr(checker, "ordering") for checker in wanted)
-    return [ordering, *wanted] if needs_ordering else wanted
+    return [*wanted, ordering] if needs_ordering else wanted
 
 
 __all__ = ["ALL", "Check", "observers", "parse"]

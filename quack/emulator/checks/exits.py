@@ -23,6 +23,7 @@ class Exits(Observer):
         self.known: dict[Any, Knowledge] = {}
         # By CTA: (warp, or ticket and kind of access) -> (last event, what it accesses).
         self.accesses: dict[Any, dict[Any, tuple[Event, str]]] = {}
+        self.gone: set[Any] = set()
 
     def _note(self, actor: Any, cta: Any, access: Access, what: str) -> None:
         if isinstance(actor, AsyncOp):
@@ -31,7 +32,10 @@ class Exits(Observer):
             key = actor.uid
         else:
             return
-        self.accesses.setdefault(cta, {})[key] = (self.ordering.event(actor, access), what)
+        event = self.ordering.event(actor, access)
+        if cta in self.gone:
+            raise CheckFailed(_message(cta, what, event))
+        self.accesses.setdefault(cta, {})[key] = (event, what)
 
     def shared(self, actor: Any, cta: Any, offsets: Any, size: int, access: Access, proxy: Proxy) -> None:
         self._note(actor, cta, access, "shared memory")
@@ -56,8 +60,14 @@ class Exits(Observer):
             view = View(known or self.ordering.nothing, -1, None)
             for event, what in accesses.values():
                 if not view.knows(event):
-                    index = cta.index
-                    raise CheckFailed(
-                        f"CTA ({index.x},{index.y},{index.z}) may exit while its {what} is still in use by {event}: "
-                        "no warp of the CTA waits for that"
-                    )
+                    raise CheckFailed(_message(cta, what, event))
+        # Operations in flight may still come.
+        self.gone = {cta for cta in self.gone if cta.cluster.slot != cluster.slot} | set(cluster.ctas)
+
+
+def _message(cta: Any, what: str, event: Event) -> str:
+    index = cta.index
+    return (
+        f"CTA ({index.x},{index.y},{index.z}) may exit while its {what} is still in use by {event}: "
+        "no warp of the CTA waits for that"
+    )

@@ -18,11 +18,12 @@ from ..barriers import ClusterBarrier, Mbarrier, NamedBarrier
 from ..machine import LANES
 from ..observer import Access, Observer, Proxy
 
-# Rows of the clocks: what happened before; what of it is visible to the async proxy in shared and in global memory and to
-# the tensormap proxy (there was a proxy fence behind it); which mbarrier.init are visible in the cluster.
-HAPPENED, SHARED, GLOBAL, TENSORMAP, INITIALISED = range(5)
-_ROWS = 5
-_OP_ROWS = 4
+# Rows of the clocks: what happened before; what of it is visible to the async proxy in shared and in global memory (there
+# was a fence.proxy.async behind it); what was released, and then acquired, for the tensormap proxy; which mbarrier.init
+# are visible in the cluster.
+HAPPENED, SHARED, GLOBAL, RELEASED, TENSORMAP, INITIALISED = range(6)
+_ROWS = 6
+_OP_ROWS = 5
 
 # Operations of one queue and one warp that also run in order of issue: later ones see what earlier ones did.
 _PIPELINED = ("tcgen05.mma", "tcgen05.cp", "tcgen05.commit", "cp.async arrive")
@@ -48,11 +49,11 @@ class Knowledge(NamedTuple):
         """Knows that these operations are complete, too."""
         return Knowledge(self.clocks, (self.ops[HAPPENED] | flags, *self.ops[1:]))
 
-    def fenced(self, row: int) -> "Knowledge":
-        """All that happened before is visible to another proxy."""
+    def fenced(self, row: int, source: int = HAPPENED) -> "Knowledge":
+        """All of one row is in another one, too: what happened before becomes visible to another proxy."""
         clocks, ops = self.clocks.copy(), list(self.ops)
-        np.maximum(clocks[row], clocks[HAPPENED], out=clocks[row])
-        ops[row] |= ops[HAPPENED]
+        np.maximum(clocks[row], clocks[source], out=clocks[row])
+        ops[row] |= ops[source]
         return Knowledge(clocks, tuple(ops))
 
 
@@ -229,8 +230,10 @@ class Ordering(Observer):
                 known = known.fenced(GLOBAL)
             actor.knowledge = known
         elif kind.startswith("proxy.tensormap"):
-            if "acquire" in kind:
-                actor.knowledge = self._publish(actor).fenced(TENSORMAP)
+            known = self._publish(actor)
+            if "release" in kind:
+                known = known.fenced(RELEASED)
+            actor.knowledge = known.fenced(TENSORMAP, RELEASED) if "acquire" in kind else known
         elif kind.startswith("mbarrier_init"):
             clocks = self._publish(actor).clocks.copy()
             clocks[INITIALISED, actor.index] = clocks[HAPPENED, actor.index]

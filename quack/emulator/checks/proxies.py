@@ -14,7 +14,7 @@ from .history import WORD, Where, Words
 from .ordering import Event, Ordering, actor_name, proxy_row
 from .places import GlobalShadow, shared_name
 
-_FENCES = {Proxy.ASYNC: "fence.proxy.async", Proxy.TENSORMAP: "fence.proxy.tensormap::generic.acquire"}
+_FENCES = {Proxy.ASYNC: "fence.proxy.async", Proxy.TENSORMAP: "fence.proxy.tensormap::generic.release or .acquire"}
 
 
 class Proxies(Observer):

@@ -1,18 +1,19 @@
 """Registers of wgmma operations in flight, missing wgmma.fence, and the register budget of setmaxnreg."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple, Optional
 
 from ..asynchrony import AsyncOp
 from ..errors import CheckFailed
 from ..machine import LANES
 from ..observer import Observer
-from ..program import Execute
+from ..program import Accesses, Execute
 from ..ptx import Instruction
+from ..values import uniform
+from .guards import guard
 
 REGISTER_FILE = 65536  # 32-bit registers of an SM
+MAX_REGISTERS = 255 // 8 * 8  # of a thread
 _WARPGROUP = 4
 _MMA = "wgmma.mma_async"
 
@@ -27,12 +28,13 @@ class _Hold(NamedTuple):
 class _Registers:
     """State of one warp. held: registers of operations in flight; written: by ordinary instructions since the last fence."""
 
-    __slots__ = ("budgets", "held", "warp", "written")
+    __slots__ = ("budgets", "has_fence", "held", "warp", "written")
 
     def __init__(self, warp: Any) -> None:
         self.warp = warp
         self.held: dict[int, _Hold] = {}
         self.written: dict[int, Instruction] = {}
+        self.has_fence = False  # ever
         self.budgets: list[tuple[Instruction, int]] = []
 
 
@@ -56,19 +58,25 @@ class Registers(Observer):
                 used.update(accesses.writes, _operand_a(instruction))
         if not used:
             return code
+        # Compilers place copies of registers where they like, also behind a fence: what counts is who made the value.
+        copies = [a for i, a in zip(program.instructions, program.accesses) if _is_copy(i, a)]
+        size = 0
+        while size != len(used):
+            size = len(used)
+            used.update(copy.reads[0] for copy in copies if copy.writes[0] in used)
         wrapped = list(code)
         for i, (instruction, accesses) in enumerate(zip(program.instructions, program.accesses)):
             if instruction.opcode.startswith("wgmma."):
                 continue
             reads, writes = used.intersection(accesses.reads), used.intersection(accesses.writes)
             if reads or writes:
-                wrapped[i] = self._guarded(code[i], instruction, tuple(reads), tuple(writes))
+                wrapped[i] = self._guarded(code[i], instruction, Accesses(tuple(reads), tuple(writes)))
         return wrapped
 
-    def _guarded(
-        self, execute: Execute, instruction: Instruction, reads: tuple[int, ...], writes: tuple[int, ...]
-    ) -> Execute:
-        runs = _guard(instruction)
+    def _guarded(self, execute: Execute, instruction: Instruction, accesses: Accesses) -> Execute:
+        """accesses: to registers that matter."""
+        reads, writes = accesses
+        runs, writer_of = guard(instruction), _writer(instruction, accesses)
 
         def run(w: Any) -> Any:
             state = self._of(w)
@@ -86,8 +94,13 @@ class Registers(Observer):
             before = [regs[slot] for slot in writes]
             result = execute(w)
             for slot, old in zip(writes, before):
-                if regs[slot] is not old:
-                    state.written[slot] = instruction
+                if regs[slot] is old:
+                    continue
+                writer = writer_of(state.written)
+                if writer is not None:
+                    state.written[slot] = writer
+                else:
+                    state.written.pop(slot, None)
             return result
 
         return run
@@ -102,11 +115,15 @@ class Registers(Observer):
 
     def wgmma_issue(self, warp: Any, op: AsyncOp, accumulators: list[int], operands: list[int]) -> None:
         state = self._of(warp)
+        if not state.has_fence:
+            raise CheckFailed("missing wgmma.fence: this is the first wgmma of the warp, and no fence was before it")
         for slot in operands:
             hold = state.held.get(slot)
             if hold is not None and hold.is_accumulator:
                 self._fail(warp.instruction, hold, "reads")
-        for slot in (*accumulators, *operands):
+        # Without an accumulator to add to, its registers are only written.
+        read = (*accumulators, *operands) if _accumulates(warp) else operands
+        for slot in read:
             if slot in state.written:
                 writer = state.written[slot]
                 kind = "operand A" if slot in operands else "an accumulator"
@@ -127,25 +144,14 @@ class Registers(Observer):
     def fence(self, warp: Any, kind: str) -> None:
         if kind == "wgmma":
             self._of(warp).written.clear()
+            self._of(warp).has_fence = True
         elif kind == "setmaxnreg":
             self._of(warp).budgets.append((warp.instruction, warp.state["registers"]))
-            self._check_budget(warp)
-
-    def _check_budget(self, warp: Any) -> None:
-        threads = -(-warp.machine.shape.block.size // LANES) * LANES
-        pool = min(REGISTER_FILE // threads // 8 * 8, 256) * threads
-        mates = [w for w in warp.cta.cluster.warps if w.cta is warp.cta and "registers" in w.state]
-        held = sum(w.state["registers"] for w in mates) * LANES
-        if held > pool:
-            asked: dict[int, list[int]] = {}
-            for w in mates:
-                asked.setdefault(w.state["registers"], []).append(w.number)
-            raise CheckFailed(
-                f"setmaxnreg: the warps of the CTA ask for {held} registers, {pool} are there for {threads} threads: "
-                + ", ".join(f"{count} a thread in warps {numbers}" for count, numbers in asked.items())
-            )
+            _check_budget(warp.cta, 0)
 
     def cluster_exit(self, cluster: Any) -> None:
+        for cta in cluster.ctas:
+            _check_budget(cta, _share(cta))
         groups: dict[tuple[int, int], list[_Registers]] = {}
         for warp in cluster.warps:
             groups.setdefault((warp.cta.rank, warp.number // _WARPGROUP), []).append(self._of(warp))
@@ -161,6 +167,44 @@ class Registers(Observer):
                 )
 
 
+def _share(cta: Any) -> int:
+    """Registers of a thread at launch: with setmaxnreg, ptxas takes all that the launch bounds allow."""
+    threads = -(-cta.cluster.machine.shape.block.size // LANES) * LANES
+    return min(REGISTER_FILE // threads // 8 * 8, MAX_REGISTERS)
+
+
+def _check_budget(cta: Any, default: int) -> None:
+    """Raise if the warps of a CTA hold more registers than it has. default: of warps that did not ask."""
+    asked: dict[int, list[int]] = {}
+    warps = [w for w in cta.cluster.warps if w.cta is cta]
+    for w in warps:
+        asked.setdefault(w.state.get("registers", default), []).append(w.number)
+    held = sum(count * len(numbers) for count, numbers in asked.items()) * LANES
+    if held > _share(cta) * len(warps) * LANES:
+        raise CheckFailed(
+            f"setmaxnreg: the warps of CTA {cta.rank} ask for {held} registers, it has {_share(cta) * len(warps) * LANES}: "
+            + ", ".join(f"{count} a thread in warps {numbers}" for count, numbers in asked.items())
+        )
+
+
+def _is_copy(instruction: Instruction, accesses: Accesses) -> bool:
+    """Whether this is a move from one register to one other, unconditionally."""
+    is_single = len(accesses.reads) == 1 and len(accesses.writes) == 1
+    return is_single and instruction.opcode.startswith("mov.") and instruction.predicate is None
+
+
+def _writer(instruction: Instruction, accesses: Accesses) -> Callable[[dict[int, Instruction]], Optional[Instruction]]:
+    """From who wrote which register to who made the value that this instruction writes; None: a constant."""
+    if not instruction.opcode.startswith("mov.") or len(accesses.writes) != 1:
+        return lambda written: instruction
+    if instruction.predicate is not None or instruction.operands[1].startswith("{"):
+        return lambda written: instruction
+    if not accesses.reads:
+        return lambda written: None
+    source = accesses.reads[0]
+    return lambda written: written.get(source)
+
+
 def _operand_a(instruction: Instruction) -> list[int]:
     """Slots of A, if it is in registers."""
     text = instruction.operands[1]
@@ -170,17 +214,8 @@ def _operand_a(instruction: Instruction) -> list[int]:
     return [slot for slot in slots if slot is not None]
 
 
-def _guard(instruction: Instruction) -> Callable[[Any], bool]:
-    """Whether the predicate lets some lane execute the instruction."""
-    if instruction.predicate is None:
-        return lambda w: True
-    name, negated = instruction.predicate
-    slot = instruction.scope.register(name)
-
-    def runs(w: Any) -> bool:
-        p = w.regs[slot]
-        if p is None or p is True or p is False:
-            return bool(p) is not negated
-        return bool((w.mask & (np.asarray(p) != negated)).any())
-
-    return runs
+def _accumulates(warp: Any) -> bool:
+    """Whether scale-d of the wgmma that the warp executes is true."""
+    instruction = warp.instruction
+    value = warp.regs[instruction.scope.register(instruction.operands[3])]
+    return bool(uniform(value, 1, warp.first))

@@ -1,4 +1,4 @@
-"""atom, red and st.async / red.async (PTX ISA 9.7.13.5, 9.7.13.6, 9.7.9.13, 9.7.13.7)."""
+"""atom, red and st.async / red.async (PTX ISA 9.7.13.5 to 9.7.13.7, 9.7.9.12)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..barriers import Mbarrier
-from ..errors import UnknownInstruction
+from ..errors import IllegalAccess, UnknownInstruction
 from ..observer import Access, Proxy
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..ptx import TYPE_BITS
 from ..values import LANES, MASK, UNSIGNED, row, signed
-from .data import CACHE_HINTS, ORDERS, SCOPES, SPACES, Transfer, blocks, shared_place, synchronise
+from .data import CACHE_HINTS, ORDERS, SCOPES, SPACES, Transfer, blocks, shared_place, space_of, synchronise
 from .sync import addresses, barrier_at, complete_transactions
 
 _OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
@@ -43,6 +43,18 @@ def _float_operation(operation: str, kind: str) -> Callable[[int, int], int]:
             return int(np.asarray(function(raw(old).view(view), raw(new).view(view)), view).view(raw))
 
     return on_bits
+
+
+_add_f32 = _float_operation("add", "f32")
+
+
+def _add_f32_flushing(old: int, new: int) -> int:
+    """On global memory: subnormal operands and results become zeros of their sign."""
+    return _flushed(_add_f32(_flushed(old), _flushed(new)))
+
+
+def _flushed(bits: int) -> int:
+    return bits if bits & 0x7F800000 else bits & 0x80000000
 
 
 def atomic_function(operation: str, kind: str) -> Callable[..., int]:
@@ -81,14 +93,18 @@ def _atomic(b: Binder, has_result: bool) -> Execute:
     t = Transfer(space, b.address(first), bits // 8, count, order)
     operands = [b.srcs(first + 1 + i, bits) for i in range(2 if operation == "cas" else 1)]
     function = atomic_function(operation, kind)
+    flushes = operation == "add" and kind == "f32" and space != "shared"
     if bits == 128:
         raise UnknownInstruction("128-bit atomics are not implemented")
 
     def run(w: Any) -> None:
         machine = w.machine
+        combine = function
+        if flushes and (space or space_of(addresses(w, t.address)[0])) == "global":
+            combine = _add_f32_flushing
         found = blocks(w, t, Access.ATOMIC)
         synchronise(w, t, Access.ATOMIC)
-        machine.version += 1
+        has_effect = False
         values = [[row(w.regs[s], bits) for s in vector] for vector in operands]
         old = [np.zeros(LANES, UNSIGNED[bits]) for _ in range(count)]
         for block in found:
@@ -98,7 +114,10 @@ def _atomic(b: Binder, has_result: bool) -> Execute:
                 for i in range(count):
                     before = int(block.array[index + i])
                     old[i][lane] = before
-                    block.array[index + i] = function(before, *(int(vector[i][lane]) for vector in values))
+                    after = combine(before, *(int(vector[i][lane]) for vector in values))
+                    block.array[index + i] = after
+                    has_effect |= after != before
+        machine.version += has_effect  # a spin that changes nothing is no progress
         for out, lanes_old in zip(outs, old):
             w.regs[out] = lanes_old if len(w.lanes) > 1 else int(lanes_old[w.first])
 
@@ -117,7 +136,8 @@ def reduction(b: Binder) -> Execute:
     return _atomic(b, has_result=False)
 
 
-@opcode("st.async", "red.async", section="9.7.9.13 / 9.7.13.7")
+@opcode("st.async", section="9.7.9.12")
+@opcode("red.async", section="9.7.13.7")
 def store_async(b: Binder) -> Execute:
     """st.async / red.async to shared::cluster, completing transactions on an mbarrier there."""
     is_reduction = b.instruction.opcode.startswith("red")
@@ -144,6 +164,8 @@ def _submit(
     machine, size = w.machine, len(values) * bits // 8
     cta, offset = shared_place(w, address)
     cta.smem.check(offset, size)
+    if offset % size:
+        raise IllegalAccess(f"address {address:#x} is not a multiple of the {size} bytes accessed")
     array = cta.smem.views[UNSIGNED[bits]]
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""Bulk copies: TMA tensor copies, linear bulk copies, their groups, and tensormap.replace (PTX ISA 9.7.9.25, 9.7.9.27).
+"""Bulk copies: TMA tensor copies, linear bulk copies, their groups, and tensormap.replace (PTX ISA 9.7.9.25, 9.7.9.26).
 
 A load reads global memory, writes shared memory and signals its mbarrier in one stage per destination CTA. A store first
 reads shared memory (`wait_group.read` ends here), then writes global memory.
@@ -100,7 +100,7 @@ def _check_shared(offset: int) -> None:
 # ---- tensor copies ----------------------------------------------------------------------------------------------------
 
 
-@opcode("cp.async.bulk.tensor", section="9.7.9.27.1.2")
+@opcode("cp.async.bulk.tensor", section="9.7.9.25.5.2")
 def tensor_copy(b: Binder) -> Execute:
     """cp.async.bulk.tensor.Nd: global to shared::{cta,cluster} with an mbarrier, or shared to global in a bulk group."""
     if b.match(r"[1-5]d") is None:
@@ -136,6 +136,8 @@ def _submit_load(w: Any, line: Line, to: int, barrier: int, targets: Optional[in
     for rank in ranks:
         if targets is None:
             signalled = barrier_rank
+            if signalled != rank and not is_pair:
+                raise Misuse(f"TMA load to CTA {rank} with a barrier in CTA {signalled} needs .cta_group::2")
         else:
             # The signal goes to the same offset in each destination, or (cta_group::2) in the CTA of its pair whose
             # parity is that of the barrier operand.
@@ -216,7 +218,7 @@ def _submit_store(w: Any, line: Line, cta: Any, offset: int, operation: Optional
     return machine.submit(op)
 
 
-@opcode("cp.reduce.async.bulk.tensor", section="9.7.9.27.1.3")
+@opcode("cp.reduce.async.bulk.tensor", section="9.7.9.25.5.3")
 def tensor_reduce(b: Binder) -> Execute:
     """cp.reduce.async.bulk.tensor.Nd.global.shared::cta.{add,min,max,inc,dec,and,or,xor}."""
     b.match(r"[1-5]d")
@@ -247,13 +249,13 @@ def bulk_copy(b: Binder) -> Execute:
         for lane, dst, src, at in zip(list(w.lanes), addresses(w, to), addresses(w, of), addresses(w, barrier)):
             nbytes = uniform(w.regs[size], 32, lane)
             _check_linear(dst, src, nbytes)
-            rank = dst >> RANK_SHIFT & 255
             if mask is None:
                 targets = [(cluster.cta(dst & MASK[32]), cluster.cta(at & MASK[32]))]
             else:
                 bits = uniform(w.regs[mask], 16, lane) & MASK[16]
+                if bits >> cluster.size:
+                    raise Misuse(f"bulk copy to CTAs {bits:#x} of a cluster of {cluster.size}")
                 targets = [(cluster.ctas[r], cluster.ctas[r]) for r in range(16) if bits >> r & 1]
-            assert rank < cluster.size
             op = AsyncOp("bulk load", w, w.instruction, [])
             for cta, barrier_cta in targets:
                 op.remaining.append(
@@ -349,7 +351,7 @@ def bulk_reduce(b: Binder) -> Execute:
 # ---- groups -----------------------------------------------------------------------------------------------------------
 
 
-@opcode("cp.async.bulk.commit_group", section="9.7.9.25.4.4")
+@opcode("cp.async.bulk.commit_group", section="9.7.9.25.6.1")
 def bulk_commit(b: Binder) -> Execute:
     """cp.async.bulk.commit_group, per thread."""
 
@@ -359,7 +361,7 @@ def bulk_commit(b: Binder) -> Execute:
     return run
 
 
-@opcode("cp.async.bulk.wait_group", section="9.7.9.25.4.5")
+@opcode("cp.async.bulk.wait_group", section="9.7.9.25.6.2")
 def bulk_wait(b: Binder) -> Execute:
     """cp.async.bulk.wait_group[.read] N."""
     reads_only = b.flag("read")
@@ -380,14 +382,15 @@ def bulk_wait(b: Binder) -> Execute:
 # ---- cp.async ---------------------------------------------------------------------------------------------------------
 
 
-@opcode("cp.async", section="9.7.9.25.3.1")
+@opcode("cp.async", section="9.7.9.25.3.1 / 9.7.9.25.3.2 / 9.7.9.25.3.3")
 def copy_async(b: Binder) -> Execute:
     """cp.async.{ca,cg}.shared.global [dst], [src], 4 | 8 | 16[, src-size]; missing bytes are zeros."""
     if re.search(r"\.(commit_group|wait_group|wait_all)", b.instruction.opcode):
         return _copy_group(b)
     b.ignore("ca", "cg", "shared", "shared::cta", "global", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B")
     to, of, size = b.address(0), b.address(1), b.immediate(2, 32)
-    actual = b.src(3, 32) if b.has_operand(3) else None
+    has_policy = "L2::cache_hint" in b.modifiers  # the last operand
+    actual = b.src(3, 32) if b.has_operand(3 + has_policy) else None
     is_flag = actual is not None and b.program.slot_bits[actual] == 1
 
     def run(w: Any) -> None:
@@ -450,7 +453,7 @@ def _copy_group(b: Binder) -> Execute:
 # ---- tensormap --------------------------------------------------------------------------------------------------------
 
 
-@opcode("tensormap.replace", section="9.7.9.28")
+@opcode("tensormap.replace", section="9.7.9.26")
 def tensormap_replace(b: Binder) -> Execute:
     """tensormap.replace.tile.FIELD.{global,shared::cta}.b1024.{b32,b64} [addr][, ordinal], value."""
     b.ignore("tile", "b1024")
@@ -499,6 +502,7 @@ def tensormap_copy(b: Binder) -> Execute:
             target = np.array([addresses(w, to)[0]], np.uint64)
             w.machine.observer.shared(w, cta, np.array([offset]), size, Access.READ, Proxy.GENERIC)
             w.machine.observer.global_memory(w, target, size, Access.WRITE, Proxy.GENERIC)
+            w.machine.observer.fence(w, "proxy.tensormap::generic.release")
         w.machine.memory.view(addresses(w, to)[0], size)[:] = cta.smem.bytes[offset : offset + size]
         w.machine.version += 1
 

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Misuse
-from ..machine import SWITCHED
+from .. import floatmath
+from ..errors import Misuse, UnknownInstruction
+from ..machine import ALL_LANES, SWITCHED, NotConverged
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..ptx import TYPE_BITS
-from ..values import LANE, MASK, UNSIGNED, row, uniform
+from ..values import LANE, LANES, MASK, UNSIGNED, row, uniform
 
 
 @opcode("bra", section="9.7.12.3", handles_predicate=True)
@@ -38,11 +39,11 @@ def branch(b: Binder) -> Execute:
     return run
 
 
-@opcode("ret", "exit", section="9.7.12.6 / 9.7.12.7", handles_predicate=True)
+@opcode("ret", section="9.7.12.6", handles_predicate=True)
+@opcode("exit", section="9.7.12.7", handles_predicate=True)
 def leave(b: Binder) -> Execute:
     """ret and exit end the lanes that execute them (there are no function calls)."""
     b.ignore("uni")
-    index = b.instruction.index
 
     def everyone(w: Any) -> Any:
         w.exit_path()
@@ -59,15 +60,14 @@ def leave(b: Binder) -> Execute:
             return None
         if (leaving == w.mask).all():
             return everyone(w)
-        w.split(~leaving & w.mask, index + 1)
-        gone = next(path for path in w.paths if path.mask[leaving].all() and not path.mask[~leaving].any())
-        w.enter(gone)
-        return everyone(w)
+        w.drop(leaving)
+        return SWITCHED
 
     return run
 
 
-@opcode("trap", "brkpt", section="9.7.19.4")
+@opcode("trap", section="9.7.19.4")
+@opcode("brkpt", section="9.7.19.1")
 def trap(b: Binder) -> Execute:
     """trap ends the launch with an error."""
 
@@ -97,15 +97,23 @@ def set_max_registers(b: Binder) -> Execute:
 
 
 def require_converged(w: Any) -> None:
-    """For `.aligned` instructions: all 32 lanes must execute them together."""
+    """For `.aligned` instructions: all 32 lanes must execute them together; those that are on their way are waited for."""
     if not w.is_full:
+        if len(w.paths) > 1:
+            raise NotConverged(w, ALL_LANES)
+        if len(w.lanes) == w.machine.shape.block.size - LANES * w.number:
+            return  # the last warp of a block whose size is no multiple of 32
         raise Misuse(f"an .aligned instruction is executed by lanes {w.lanes} only")
 
 
-@opcode(
-    "prefetch", "prefetchu", "nanosleep", "pmevent", "discard", "applypriority", "cp.async.bulk.prefetch",
-    "cp.async.bulk.prefetch.tensor", "createpolicy", section="9.7.9.15 to 9.7.9.27",
-)  # fmt: skip
+@opcode("prefetch", "prefetchu", section="9.7.9.15")
+@opcode("applypriority", section="9.7.9.16")
+@opcode("discard", section="9.7.9.17")
+@opcode("createpolicy", section="9.7.9.18")
+@opcode("cp.async.bulk.prefetch", section="9.7.9.25.4.3")
+@opcode("cp.async.bulk.prefetch.tensor", section="9.7.9.25.5.4")
+@opcode("nanosleep", section="9.7.19.2")
+@opcode("pmevent", section="9.7.19.3")
 def hint(b: Binder) -> Execute:
     """Hints without an architectural effect; createpolicy yields an opaque zero."""
     b.unused.clear()
@@ -134,17 +142,18 @@ def elect(b: Binder) -> Execute:
     """elect.sync d|p, mask: one lane of the active ones (the lowest) gets True."""
     b.ignore("sync")
     names = [name.strip() for name in b.operands[0].split("|")]
-    lane_out, out = b.out(names[0]), b.out(names[1])
+    lane_out, out, members = b.out(names[0]), b.out(names[1]), b.src(1, 32)
     masks = [LANE == lane for lane in range(32)]
 
     def run(w: Any) -> None:
+        await_members(w, members)
         w.regs[lane_out] = w.first
         w.regs[out] = masks[w.first] if len(w.lanes) > 1 else True
 
     return run
 
 
-@opcode("activemask", section="9.7.13.10")
+@opcode("activemask", section="9.7.13.11")
 def active_mask(b: Binder) -> Execute:
     """activemask.b32."""
     b.type()
@@ -156,8 +165,17 @@ def active_mask(b: Binder) -> Execute:
     return run
 
 
+def await_members(w: Any, slot: int) -> None:
+    """`.sync`: lanes that the membermask names and that are still elsewhere are waited for."""
+    if len(w.paths) > 1:
+        members = (np.uint32(uniform(w.regs[slot], 32, w.first)) >> LANE & np.uint32(1)).astype(bool)
+        if any((path.mask & members).any() for path in w.paths if path is not w.path):
+            raise NotConverged(w, members)
+
+
 def lanes_of_mask(w: Any, slot: int) -> list[int]:
     """Active lanes named by a membermask; all of them must be here, since a warp-level operation waits for them."""
+    await_members(w, slot)
     mask = uniform(w.regs[slot], 32, w.first)
     here = [lane for lane in w.lanes if mask >> lane & 1]
     if mask != MASK[32] and len(here) != mask.bit_count():
@@ -171,13 +189,15 @@ def shuffle(b: Binder) -> Execute:
     """shfl.sync.{up,down,bfly,idx}.b32 d[|p], a, b, c, membermask."""
     b.ignore("sync")
     mode = b.one_of("up", "down", "bfly", "idx")
-    b.type()
+    if TYPE_BITS[b.type()] != 32:
+        raise UnknownInstruction("shfl of other than 32 bits")
     names = [name.strip() for name in b.operands[0].split("|")]
     outs = [b.out(name) for name in names]
-    x, step, clamp = b.src(1, 32), b.src(2, 32), b.src(3, 32)
+    x, step, clamp, members = b.src(1, 32), b.src(2, 32), b.src(3, 32), b.src(4, 32)
     lane = LANE.astype(np.int64)
 
     def run(w: Any) -> None:
+        await_members(w, members)
         regs = w.regs
         value, n, c = regs[x], regs[step], regs[clamp]
         if value.__class__ is int and len(outs) == 1:
@@ -206,16 +226,17 @@ def shuffle(b: Binder) -> Execute:
     return run
 
 
-@opcode("vote", section="9.7.13.7")
+@opcode("vote", section="9.7.13.9")
 def vote(b: Binder) -> Execute:
     """vote.sync.{all,any,uni}.pred and .ballot.b32."""
     b.ignore("sync")
     mode = b.one_of("all", "any", "uni", "ballot")
     b.type()
-    out, p = b.out(0), b.src(b.operands[1].lstrip("!"), 1)
+    out, p, members = b.out(0), b.src(b.operands[1].lstrip("!"), 1), b.src(2, 32)
     negated = b.operands[1].startswith("!")
 
     def run(w: Any) -> None:
+        await_members(w, members)
         values = row(w.regs[p], 1)[w.mask] != negated
         if mode == "ballot":
             w.regs[out] = sum(1 << lane for lane, v in zip(w.lanes, values) if v)
@@ -225,7 +246,7 @@ def vote(b: Binder) -> Execute:
     return run
 
 
-@opcode("match", section="9.7.13.8")
+@opcode("match", section="9.7.13.10")
 def match(b: Binder) -> Execute:
     """match.sync.{any,all}."""
     b.ignore("sync")
@@ -233,9 +254,10 @@ def match(b: Binder) -> Execute:
     bits = TYPE_BITS[b.type()]
     names = [name.strip() for name in b.operands[0].split("|")]
     outs = [b.out(name) for name in names]
-    x = b.src(1, bits)
+    x, members = b.src(1, bits), b.src(2, 32)
 
     def run(w: Any) -> None:
+        await_members(w, members)
         values = row(w.regs[x], bits)
         active = sum(1 << lane for lane in w.lanes)
         if mode == "all":
@@ -250,30 +272,31 @@ def match(b: Binder) -> Execute:
     return run
 
 
-@opcode("redux", section="9.7.13.9")
+@opcode("redux", section="9.7.13.12")
 def warp_reduce(b: Binder) -> Execute:
     """redux.sync.{add,min,max,and,or,xor} on integers, {min,max}[.abs][.NaN] on f32."""
     b.ignore("sync")
     mode = b.one_of("add", "min", "max", "and", "or", "xor")
     absolute, keep_nan = b.flag("abs"), b.flag("NaN")
     kind = b.type()
-    out, x = b.out(0), b.src(1, 32)
+    out, x, members = b.out(0), b.src(1, 32), b.src(2, 32)
     function: Any = {
         "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
         "xor": np.bitwise_xor,
     }[mode]  # fmt: skip
-    view: Any = {"s32": np.int32, "f32": np.float32}.get(kind, np.uint32)
-    if kind == "f32" and not keep_nan:
-        function = np.fmin if mode == "min" else np.fmax
+    view: Any = np.int32 if kind == "s32" else np.uint32
+    if kind == "f32" and mode not in ("min", "max") or kind != "f32" and (absolute or keep_nan):
+        raise UnknownInstruction(f"redux {mode} of .{kind}")
+    if kind == "f32":
+        function = floatmath.operation(f"{mode}{'.NaN' * keep_nan}{'.abs' * absolute}.f32")
 
     def run(w: Any) -> None:
+        await_members(w, members)
         values = row(w.regs[x], 32).view(view)[w.mask]
-        if absolute:
-            values = np.abs(values)
-        result = values[0]
-        for value in values[1:]:
-            with np.errstate(over="ignore"):
-                result = function(result, value)
-        w.regs[out] = int(np.asarray(result, view).view(UNSIGNED[32]))
+        # Of a lane with itself: its magnitude, the canonical NaN.
+        result = function(values[:1], values[:1]) if mode in ("min", "max") else values[:1]
+        for i in range(1, len(values)):
+            result = function(result, values[i : i + 1])
+        w.regs[out] = int(result.view(UNSIGNED[32])[0])
 
     return run

@@ -1,4 +1,4 @@
-"""cvt (PTX ISA 9.7.9.21) between all integer and floating-point types, packed ones included."""
+"""cvt (PTX ISA 9.7.9.21, 9.7.9.22) between all integer and floating-point types, packed ones included."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ _INTEGERS = tuple(f"{kind}{bits}" for kind in "us" for bits in (8, 16, 32, 64))
 _ROUNDINGS = {r.value: r for r in Rounding}
 
 
-@opcode("cvt", section="9.7.9.21")
+@opcode("cvt", section="9.7.9.21 / 9.7.9.22")
 def convert(b: Binder) -> Execute:
     """cvt[.rounding][.ftz][.sat][.satfinite][.relu].dtype.atype."""
     if b.flag("pack"):

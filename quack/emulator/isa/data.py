@@ -1,4 +1,4 @@
-"""Moving data: mov, ld, st, address conversion (PTX ISA 9.7.9.1 to 9.7.9.22)."""
+"""Moving data: mov, ld, st, address conversion (PTX ISA 9.7.9.3 to 9.7.9.24)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ def _split_value(value: Any, parts: int, bits: int) -> list[Any]:
     if value.__class__ is not np.ndarray:
         whole = uniform(value, parts * bits, 0)
         return [whole >> bits * i & MASK[bits] for i in range(parts)]
+    value = row(value, parts * bits)
     if value.dtype == object:
         kind = UNSIGNED[bits]
         return [np.array([v >> bits * i & MASK[bits] for v in value], kind) for i in range(parts)]
@@ -85,7 +86,7 @@ def move(b: Binder) -> Execute:
 
         return clock
     x = b.src(1, bits)
-    if b.program.slot_bits[x] > bits and source in b.program.kernel.variables:
+    if b.program.slot_bits[x] > bits and source.partition("+")[0].strip() in b.program.kernel.variables:
 
         def symbol(w: Any) -> None:
             w.regs[out] = w.regs[x] & MASK[bits]
@@ -132,18 +133,23 @@ def is_in_space(b: Binder) -> Execute:
     space = b.one_of(*SPACES)
     out, x = b.out(0), b.src(1, 64)
 
-    def run(w: Any) -> None:
-        address = uniform(w.regs[x], 64, w.first)
+    def one(w: Any, address: int) -> bool:
         where = space_of(address)
         if space == "shared::cta":
-            w.regs[out] = where == "shared" and (address & MASK[32]) >> RANK_SHIFT == w.cta.rank
+            return where == "shared" and (address & MASK[32]) >> RANK_SHIFT == w.cta.rank
+        return where == space.partition("::")[0]
+
+    def run(w: Any) -> None:
+        value = w.regs[x]
+        if value.__class__ is np.ndarray:
+            w.regs[out] = np.array([one(w, address) for address in value.tolist()])
         else:
-            w.regs[out] = where == space.partition("::")[0]
+            w.regs[out] = one(w, uniform(value, 64, 0))
 
     return run
 
 
-@opcode("mapa", section="9.7.9.22")
+@opcode("mapa", section="9.7.9.23")
 def map_address(b: Binder) -> Execute:
     """mapa[.shared::cluster]: the same place in the shared memory of another CTA of the cluster."""
     is_window = b.flag("shared::cluster")
@@ -163,7 +169,7 @@ def map_address(b: Binder) -> Execute:
     return run
 
 
-@opcode("getctarank", section="9.7.9.23")
+@opcode("getctarank", section="9.7.9.24")
 def get_cta_rank(b: Binder) -> Execute:
     """getctarank[.shared::cluster]: the CTA that a shared address points into."""
     b.flag("shared::cluster")
@@ -262,6 +268,8 @@ def blocks(w: Any, t: Transfer, access: Access) -> list[Block]:
     if (active % np.uint64(t.bytes)).any():
         _check_alignment(int(active[(active % np.uint64(t.bytes)).argmax()]), t.bytes)
     space = t.space or space_of(int(active[0]))
+    if not t.space and ((active ^ active[0]) >= np.uint64(PARAM_WINDOW)).any():
+        raise UnknownInstruction("lanes of one generic access in different state spaces")
     observer = w.machine.observer
     lanes = w.mask.nonzero()[0]
     kind = UNSIGNED[min(64, 8 * t.size)]
@@ -282,17 +290,24 @@ def blocks(w: Any, t: Transfer, access: Access) -> list[Block]:
     if space == "local":
         array = local_memory(w).view(kind)
         offsets = (active & np.uint64(LOCAL_WINDOW - 1)).astype(np.int64)
+        _check_local(w, int(offsets.max()), t.bytes)
         stride = array.shape[1]
         return [Block(array.reshape(-1), offsets // t.size + lanes * stride, lanes)]
     if space == "param":
         array = np.frombuffer(w.machine.parameters, np.uint8)
-        return [Block(array[: len(array) // t.size * t.size].view(kind),
-                      (active & np.uint64(PARAM_WINDOW - 1)).astype(np.int64) // t.size, lanes)]  # fmt: skip
+        offsets = (active & np.uint64(PARAM_WINDOW - 1)).astype(np.int64)
+        _check_parameter(int(offsets.max()), t.bytes, len(array))
+        return [Block(array[: len(array) // t.size * t.size].view(kind), offsets // t.size, lanes)]
     if observer is not None:
         observer.global_memory(w, active, t.bytes, access, Proxy.GENERIC)
     memory = w.machine.memory
     low, high = int(active.min()), int(active.max())
-    if memory.find(low, t.bytes) == memory.find(high, t.bytes):
+    try:
+        is_one_range = memory.find(low, t.bytes) == memory.find(high, t.bytes)
+    except IllegalAccess:
+        _raise_with_lane(memory, t.bytes, lanes, active)
+        raise
+    if is_one_range:
         array, index = memory.locate(active, t.bytes, kind)
         return [Block(array, index, lanes)]
     found = []
@@ -302,12 +317,34 @@ def blocks(w: Any, t: Transfer, access: Access) -> list[Block]:
     return found
 
 
+def _raise_with_lane(memory: Any, size: int, lanes: np.ndarray, addresses: np.ndarray) -> None:
+    """Name the first lane whose global address is illegal."""
+    for lane, address in zip(lanes.tolist(), addresses.tolist()):
+        try:
+            memory.find(address, size)
+        except IllegalAccess as error:
+            raise IllegalAccess(f"lane {lane}: {error}") from None
+
+
 def local_memory(w: Any) -> np.ndarray:
     """Local memory of a warp, uint8 (lanes, bytes)."""
     if w.local is None:
-        size = sum(v.size + v.align for v in w.machine.program.variables("local"))
+        offsets = w.machine.local_offsets
+        size = max((offsets[v.name] + v.size for v in w.machine.program.variables("local")), default=0)
+        w.state["local bytes"] = size
         w.local = np.full((LANES, -(-size // 16) * 16), 0xA5, np.uint8)
     return w.local
+
+
+def _check_local(w: Any, offset: int, size: int) -> None:
+    available = w.state["local bytes"]
+    if offset + size > available:
+        raise IllegalAccess(f"local memory access at offset {offset} ({size} bytes): a thread has {available} bytes")
+
+
+def _check_parameter(offset: int, size: int, available: int) -> None:
+    if offset + size > available:
+        raise IllegalAccess(f"parameter access at offset {offset} ({size} bytes): there are {available} bytes")
 
 
 def _uniform_block(w: Any, t: Transfer, address: int, access: Access) -> Block:
@@ -322,12 +359,15 @@ def _uniform_block(w: Any, t: Transfer, address: int, access: Access) -> Block:
         return Block(cta.smem.views[kind], offset // t.size, None)
     if space == "param":
         array = np.frombuffer(w.machine.parameters, np.uint8)
-        return Block(array[: len(array) // t.size * t.size].view(kind), (address & (PARAM_WINDOW - 1)) // t.size, None)
+        at = address & (PARAM_WINDOW - 1)
+        _check_parameter(at, t.bytes, len(array))
+        return Block(array[: len(array) // t.size * t.size].view(kind), at // t.size, None)
     if space == "local":
         array = local_memory(w).view(kind)
-        offset = (address & (LOCAL_WINDOW - 1)) // t.size
+        at = address & (LOCAL_WINDOW - 1)
+        _check_local(w, at, t.bytes)
         lanes = w.mask.nonzero()[0]
-        return Block(array.reshape(-1), offset + lanes * array.shape[1], lanes)
+        return Block(array.reshape(-1), at // t.size + lanes * array.shape[1], lanes)
     if observer is not None:
         observer.global_memory(w, np.array([address], np.uint64), t.bytes, access, Proxy.GENERIC)
     array, index = w.machine.memory.locate(np.array([address], np.uint64), t.bytes, kind)
@@ -356,6 +396,7 @@ def _widen(t: Transfer, is_signed: bool, out_bits: int) -> Any:
     bits = 8 * t.size
     if not is_signed or out_bits <= bits:
         return lambda v: v
+
     def extend(value: Any) -> Any:
         if value.__class__ is int:
             return signed(value, bits) & MASK[out_bits]
@@ -364,7 +405,8 @@ def _widen(t: Transfer, is_signed: bool, out_bits: int) -> Any:
     return extend
 
 
-@opcode("ld", "ldu", section="9.7.9.8 / 9.7.9.9")
+@opcode("ld", section="9.7.9.8 / 9.7.9.9")
+@opcode("ldu", section="9.7.9.10")
 def load(b: Binder) -> Execute:
     """ld of 1 to 8 elements of 8 to 128 bits from any space."""
     is_signed = any(m in b.modifiers for m in ("s8", "s16", "s32"))
@@ -421,6 +463,8 @@ def _load_parameter(b: Binder, t: Transfer, outs: list[int]) -> Execute:
     base = b.program.constant_values[t.address.slot]
     assert isinstance(base, int)
     start = (base & (PARAM_WINDOW - 1)) + t.address.offset
+    _check_parameter(start, t.bytes, b.program.kernel.parameter_bytes)
+    _check_alignment(start, t.bytes)
     is_signed = any(m in b.modifiers for m in ("s8", "s16", "s32"))
     extend = _widen(t, is_signed, b.program.slot_bits[outs[0]])
 
@@ -433,7 +477,7 @@ def _load_parameter(b: Binder, t: Transfer, outs: list[int]) -> Execute:
     return run
 
 
-@opcode("st", section="9.7.9.12")
+@opcode("st", section="9.7.9.11")
 def store(b: Binder) -> Execute:
     """st of 1 to 8 elements of 8 to 128 bits to any space."""
     t = transfer(b, 0)

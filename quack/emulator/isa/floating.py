@@ -1,5 +1,6 @@
 """Floating-point arithmetic (PTX ISA 9.7.3, 9.7.4, 9.7.5) and the opcodes that integers and floats share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ def _float_operation(b: Binder) -> Execute:
     # Mixed precision: all operands but the last are of the second type.
     kinds = [types[-1]] * (count - 1) + [types[0]] if len(types) == 2 else [types[0]] * count
     bits = [TYPE_BITS[kind] for kind in kinds]
+    _check_operands(name, tuple(bits))
     out = b.out(0)
     sources = [b.src(1 + i, n) for i, n in enumerate(bits)]
     pairs = list(zip(sources, bits))
@@ -49,6 +51,15 @@ def _float_operation(b: Binder) -> Execute:
     return run
 
 
+@functools.cache
+def _check_operands(name: str, bits: tuple[int, ...]) -> None:
+    try:
+        with np.errstate(all="ignore"):
+            floatmath.operation(name)(*(np.zeros(1, UNSIGNED[n]) for n in bits))
+    except (TypeError, ValueError):
+        raise UnknownInstruction(f"{len(bits)} source operands") from None
+
+
 def _either(on_integers: Callable[[Binder], Execute]) -> Callable[[Binder], Execute]:
     def build(b: Binder) -> Execute:
         return _float_operation(b) if _is_float(b) else on_integers(b)
@@ -56,18 +67,20 @@ def _either(on_integers: Callable[[Binder], Execute]) -> Callable[[Binder], Exec
     return build
 
 
-opcode("add", section="9.7.1.1 / 9.7.3.3")(_either(integer.integer_add))
-opcode("sub", section="9.7.1.2 / 9.7.3.4")(_either(integer.integer_sub))
-opcode("mul", section="9.7.1.3 / 9.7.3.5")(_either(integer.integer_mul))
+opcode("add", section="9.7.1.1 / 9.7.3.3 / 9.7.4.1 / 9.7.5.1")(_either(integer.integer_add))
+opcode("sub", section="9.7.1.2 / 9.7.3.4 / 9.7.4.2 / 9.7.5.2")(_either(integer.integer_sub))
+opcode("mul", section="9.7.1.3 / 9.7.3.5 / 9.7.4.3")(_either(integer.integer_mul))
 opcode("mad", section="9.7.1.4 / 9.7.3.7")(_either(integer.integer_mad))
 opcode("div", section="9.7.1.8 / 9.7.3.8")(_either(integer.integer_div))
-opcode("abs", section="9.7.1.10 / 9.7.3.9")(_either(integer.integer_abs))
-opcode("neg", section="9.7.1.11 / 9.7.3.10")(_either(integer.integer_neg))
-opcode("min", section="9.7.1.12 / 9.7.3.11")(_either(lambda b: integer.integer_min_max(b, "min")))
-opcode("max", section="9.7.1.13 / 9.7.3.12")(_either(lambda b: integer.integer_min_max(b, "max")))
-opcode("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "sin", "cos", "copysign", section="9.7.3 / 9.7.4")(
-    _float_operation
-)
+opcode("abs", section="9.7.1.10 / 9.7.3.9 / 9.7.4.6")(_either(integer.integer_abs))
+opcode("neg", section="9.7.1.11 / 9.7.3.10 / 9.7.4.5")(_either(integer.integer_neg))
+opcode("min", section="9.7.1.12 / 9.7.3.11 / 9.7.4.7")(_either(lambda b: integer.integer_min_max(b, "min")))
+opcode("max", section="9.7.1.13 / 9.7.3.12 / 9.7.4.8")(_either(lambda b: integer.integer_min_max(b, "max")))
+for _name, _section in {
+    "copysign": "9.7.3.2", "fma": "9.7.3.6 / 9.7.4.4 / 9.7.5.3", "rcp": "9.7.3.13", "sqrt": "9.7.3.15", "rsqrt": "9.7.3.16",
+    "sin": "9.7.3.18", "cos": "9.7.3.19", "lg2": "9.7.3.20", "ex2": "9.7.3.21 / 9.7.4.10", "tanh": "9.7.3.22 / 9.7.4.9",
+}.items():  # fmt: skip
+    opcode(_name, section=_section)(_float_operation)
 
 
 @opcode("setp", section="9.7.6.2 / 9.7.7.2")

@@ -1,4 +1,4 @@
-"""Integer arithmetic, logic, shifts, comparison and selection (PTX ISA 9.7.1, 9.7.2, 9.7.6, 9.7.8).
+"""Integer arithmetic, logic, shifts, comparison and selection (PTX ISA 9.7.1, 9.7.6, 9.7.8, 9.7.9.7).
 
 Each operation is given twice: on Python integers (raw unsigned bits) and on rows of 32 lanes.
 """
@@ -61,8 +61,16 @@ def _integer_type(b: Binder) -> tuple[int, bool]:
 
 
 def _simple(b: Binder, on_ints: Function, on_rows: Function, bits: int) -> Execute:
-    count = len(b.operands) - 1
+    count = _operands(b, on_ints)
     return pure(b, b.out(0), [b.src(1 + i, bits) for i in range(count)], [bits] * count, on_ints, on_rows)
+
+
+def _operands(b: Binder, function: Any) -> int:
+    """How many sources there are: as many as the function takes."""
+    count = len(b.operands) - 1
+    if count != function.__code__.co_argcount:
+        raise UnknownInstruction(f"{count} source operands")
+    return count
 
 
 # ---- add, sub, mul, mad -----------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ def _bitwise(b: Binder, on_bools: Function, on_ints: Function, on_rows: Function
     if name != "pred":
         bits = TYPE_BITS[name]
         return _simple(b, on_ints, on_rows, bits)
-    out, sources = b.out(0), [b.src(i, 1) for i in range(1, len(b.operands))]
+    out, sources = b.out(0), [b.src(1 + i, 1) for i in range(_operands(b, on_bools))]
 
     def run(w: Any) -> None:
         values = [w.regs[s] for s in sources]
@@ -337,7 +345,7 @@ def funnel_shift(b: Binder) -> Execute:
 
 def _per_lane(b: Binder, one: Function, bits: int, out_bits: int) -> Execute:
     """Rare operations: lane by lane."""
-    count = len(b.operands) - 1
+    count = _operands(b, one)
     sources = [b.src(1 + i, bits if i == 0 else 32) for i in range(count)]
     widths = [bits] + [32] * (count - 1)
 

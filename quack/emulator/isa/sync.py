@@ -1,6 +1,8 @@
-"""Barriers and fences (PTX ISA 9.7.13.1 to 9.7.13.5, 9.7.13.15)."""
+"""Barriers and fences (PTX ISA 9.7.13.1 to 9.7.13.4, 9.7.13.15)."""
 
 from typing import Any, Optional
+
+import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..barriers import Mbarrier, NamedBarrier
@@ -22,6 +24,13 @@ def addresses(w: Any, address: Address) -> list[int]:
     if value.__class__ is int:
         return [value] * len(w.lanes)
     return [int(value[lane]) for lane in w.lanes]
+
+
+def scattered(w: Any, values: list[Any], dtype: Any) -> np.ndarray:
+    """A row with one of `values` in each active lane."""
+    lanes = np.zeros(LANES, dtype)
+    lanes[w.lanes] = values
+    return lanes
 
 
 def barrier_at(w: Any, address: int) -> Mbarrier:
@@ -84,7 +93,8 @@ def mbarrier_inval(b: Binder) -> Execute:
     return run
 
 
-@opcode("mbarrier.expect_tx", "mbarrier.complete_tx", section="9.7.13.15.11 / 9.7.13.15.12")
+@opcode("mbarrier.expect_tx", section="9.7.13.15.11")
+@opcode("mbarrier.complete_tx", section="9.7.13.15.12")
 def mbarrier_transactions(b: Binder) -> Execute:
     """mbarrier.expect_tx and complete_tx [addr], bytes: relaxed, so they order nothing."""
     is_expect = "expect_tx" in b.instruction.opcode
@@ -104,7 +114,8 @@ def mbarrier_transactions(b: Binder) -> Execute:
     return run
 
 
-@opcode("mbarrier.arrive", "mbarrier.arrive_drop", section="9.7.13.15.13 / 9.7.13.15.14")
+@opcode("mbarrier.arrive", section="9.7.13.15.13")
+@opcode("mbarrier.arrive_drop", section="9.7.13.15.14")
 def mbarrier_arrive(b: Binder) -> Execute:
     """mbarrier.arrive[_drop][.expect_tx][.noComplete] [state,] [addr][, count]."""
     is_drop = b.instruction.opcode.startswith("mbarrier.arrive_drop")
@@ -118,10 +129,10 @@ def mbarrier_arrive(b: Binder) -> Execute:
 
     def run(w: Any) -> None:
         counts = row(w.regs[count], 32) if count is not None else None
+        phases = []
         for lane, at in zip(w.lanes, addresses(w, address)):
             barrier = barrier_at(w, at)
-            if state is not None:
-                w.regs[state] = barrier.phase
+            phases.append(barrier.phase)
             if w.machine.observer is not None:
                 w.machine.observer.release(w, barrier, is_relaxed)
             amount = 1 if counts is None else int(counts[lane])
@@ -129,9 +140,11 @@ def mbarrier_arrive(b: Binder) -> Execute:
                 barrier.expect(amount)
                 amount = 1
             if is_drop:
-                barrier.drop()
+                barrier.drop(amount)
             barrier.arrive(amount)
             w.machine.version += 1
+        if state is not None:
+            w.regs[state] = phases[0] if len(set(phases)) == 1 else scattered(w, phases, np.uint64)
 
     return run
 
@@ -141,21 +154,44 @@ def mbarrier_wait(b: Binder) -> Execute:
     """mbarrier.{try,test}_wait[.parity] p, [addr], phase[, hint].
 
     A failing wait stops the warp until the phase completes; should nothing else be able to run, it returns false (the
-    time limit of try_wait passed).
+    time limit of try_wait passed). Random schedules also let it return false at once.
     """
     is_parity = b.flag("parity")
     is_relaxed = b.flag("relaxed")
     b.ignore(*_SEMANTICS, *_SPACES)
     out, address, phase = b.out(0), b.address(1), b.src(2, 32 if is_parity else 64)
 
-    def run(w: Any) -> Optional[Wait]:
-        value = address_value(w, address)
-        at = value if value.__class__ is int else int(value[w.first])
+    def own_barrier(w: Any, at: int) -> Mbarrier:
         cta, offset = shared_place(w, at)
         if cta is not w.cta:
             raise Misuse("mbarrier wait on a barrier in another CTA")
-        barrier = cta.mbarrier(offset)
-        expected = uniform(w.regs[phase], 64, w.first)
+        return cta.mbarrier(offset)
+
+    def each_lane(w: Any) -> Optional[Wait]:
+        """Lanes with barriers or phases of their own: the warp stops only while all would fail."""
+        waits = [
+            (own_barrier(w, at), uniform(w.regs[phase], 64, lane) & 1)
+            for lane, at in zip(w.lanes, addresses(w, address))
+        ]
+        passed = [barrier.has_passed(parity) for barrier, parity in waits]
+        w.regs[out] = scattered(w, passed, np.bool_)
+        if w.machine.observer is not None:
+            for barrier in {id(barrier): barrier for (barrier, _), done in zip(waits, passed) if done}.values():
+                w.machine.observer.acquire(w, barrier, is_relaxed)
+        if any(passed):
+            return None
+        text = f"{waits[0][0]}, parity {waits[0][1]}, and other barriers in other lanes"
+        return Wait(lambda: any(barrier.has_passed(parity) for barrier, parity in waits), text, is_soft=True)
+
+    def run(w: Any) -> Optional[Wait]:
+        value, token = address_value(w, address), w.regs[phase]
+        at = value if value.__class__ is int else int(value[w.first])
+        expected = uniform(token, 64, w.first)
+        if value.__class__ is not int and (value[w.mask] != at).any():
+            return each_lane(w)
+        if token.__class__ is np.ndarray and (token[w.mask] != expected).any():
+            return each_lane(w)
+        barrier = own_barrier(w, at)
         # A state token names the phase in which it was taken.
         parity = expected & 1
         if barrier.phase & 1 != parity:
@@ -164,6 +200,8 @@ def mbarrier_wait(b: Binder) -> Execute:
                 w.machine.observer.acquire(w, barrier, is_relaxed)
             return None
         w.regs[out] = False
+        if w.machine.random is not None and w.machine.random.random() < 0.25:
+            return None  # what it may always do: kernels that look once have to look again
         return Wait(lambda: barrier.phase & 1 != parity, f"{barrier}, parity {parity}", is_soft=True)
 
     return run
@@ -203,7 +241,7 @@ def mbarrier_arrive_on_copies(b: Binder) -> Execute:
 # ---- named barriers and the cluster barrier ---------------------------------------------------------------------------
 
 
-@opcode("bar", "barrier", section="9.7.13.1")
+@opcode("bar", "barrier", section="9.7.13.1 / 9.7.13.2")
 def named_barrier(b: Binder) -> Execute:
     """bar / barrier {.sync, .arrive}[.aligned] a[, threads]; bar.warp.sync; barrier.cluster is below."""
     if b.flag("warp"):
@@ -266,7 +304,7 @@ def _on_named(barrier: NamedBarrier) -> str:
     return f"barrier {barrier.number} ({barrier.arrived} of {barrier.expected} threads arrived)"
 
 
-@opcode("barrier.cluster", section="9.7.13.4")
+@opcode("barrier.cluster", section="9.7.13.3")
 def cluster_barrier(b: Binder) -> Execute:
     """barrier.cluster.{arrive,wait}[.relaxed,.release,.acquire][.aligned]."""
     action = b.one_of("arrive", "wait")
@@ -306,7 +344,7 @@ def cluster_barrier(b: Binder) -> Execute:
 # ---- fences -----------------------------------------------------------------------------------------------------------
 
 
-@opcode("fence", "membar", section="9.7.13.3")
+@opcode("fence", "membar", section="9.7.13.4")
 def fence(b: Binder) -> Execute:
     """fence.{sc,acq_rel,acquire,release}, fence.proxy.*, fence.mbarrier_init: only checkers see them."""
     kind = b.instruction.opcode.partition(".")[2]

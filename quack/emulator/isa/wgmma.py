@@ -21,6 +21,15 @@ from .control import require_converged
 
 WARPS = 4
 _FORMAT_BITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8}
+_FP8, _INT8 = ("e4m3", "e5m2"), ("s8", "u8")
+# Types of A and B -> types of D.
+_ACCUMULATORS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("f16", "f16"): ("f16", "f32"),
+    ("bf16", "bf16"): ("f32",),
+    ("tf32", "tf32"): ("f32",),
+    **{(a, b): ("f16", "f32") for a in _FP8 for b in _FP8},
+    **{(a, b): ("s32",) for a in _INT8 for b in _INT8},
+}
 
 
 class Shape(NamedTuple):
@@ -66,8 +75,13 @@ def mma_async(b: Binder) -> Execute:
     d, a_type, b_type = [m for m in b.modifiers if m in _FORMAT_BITS or m in ("f32", "s32")]
     b.flag(d, a_type, b_type)
     n, k = int(size[1]), int(size[2])
-    if a_type not in _FORMAT_BITS or b_type not in _FORMAT_BITS or k * _FORMAT_BITS[a_type] != 256:
-        raise UnknownInstruction(f"wgmma of {a_type} x {b_type} with k = {k}")
+    if (
+        d not in _ACCUMULATORS.get((a_type, b_type), ())
+        or k * _FORMAT_BITS[a_type] != 256
+        or n % 8
+        or not 8 <= n <= 256
+    ):
+        raise UnknownInstruction(f"wgmma of {a_type} x {b_type} into {d} with n = {n}, k = {k}")
     registers = b.outs(0)
     expected = n // 4 if d == "f16" else n // 2
     if len(registers) != expected:
@@ -76,6 +90,9 @@ def mma_async(b: Binder) -> Execute:
     descriptor_a = None if a_registers else b.src(1, 64)
     descriptor_b, scale = b.src(2, 64), b.src(3, 1)
     rest = [int(x, 0) for x in b.operands[4:]]
+    transposed = (2 - (a_registers is not None)) * (_FORMAT_BITS[a_type] == 16)
+    if len(rest) != (0 if d == "s32" else 2 + transposed):
+        raise UnknownInstruction(f"{len(rest)} immediate operands of wgmma")
     signs, transposes = (rest[:2], rest[2:]) if d != "s32" else ([1, 1], [])
     if a_registers is None:
         major_a, major_b = (Major(t) for t in transposes) if transposes else (Major.K, Major.K)
@@ -174,7 +191,7 @@ def _check_range(cta: Any, descriptor: MatrixDescriptor, rows: int, k: int, bits
 def _register_operand(share: Share, name: str) -> np.ndarray:
     """(16, k) of one warp: register 2 i + j of lane 4 g + t holds row g + 8 j, bytes 16 i + 4 t to + 3 (Figure 153 ff.)."""
     assert share.a_registers is not None
-    words = np.stack([row(share.warp.regs[r], 32) for r in share.a_registers]).reshape(-1, 2, 8, 4)
+    words = np.stack([row(v, 32) for v in share.warp.read_registers(share.a_registers)]).reshape(-1, 2, 8, 4)
     data = np.ascontiguousarray(words.transpose(1, 2, 0, 3)).view(np.uint8).reshape(16, -1)
     kinds: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
     return decode_operand(data.view(kinds[_FORMAT_BITS[name]]), name)
@@ -182,12 +199,12 @@ def _register_operand(share: Share, name: str) -> np.ndarray:
 
 def _accumulators(share: Share, shape: Shape) -> np.ndarray:
     """(16, n) float64: register 4 j + 2 h + c of lane 4 g + t is D[g + 8 h][8 j + 2 t + c]; f16 packs c in one register."""
-    regs = share.warp.paths[0].regs
+    registers = share.warp.read_registers(share.registers)
     cached = share.warp.state.get("wgmma accumulators")
-    if cached is not None and all(regs[r] is v for r, v in zip(share.registers, cached[1])):
+    if cached is not None and all(found is v for found, v in zip(registers, cached[1])):
         words = cached[0]
     else:
-        words = np.stack([row(regs[r], 32) for r in share.registers])
+        words = np.stack([row(v, 32) for v in registers])
     if shape.d == "f16":
         halves = words.reshape(-1, 2, 8, 4, 1).view(np.uint16)  # (j, h, g, t, c)
         tile = halves.transpose(1, 2, 0, 3, 4).reshape(16, shape.n)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def run_kernel(
     return machine
 
 
-def aligned(shape: Union[int, tuple[int, ...]], dtype: object, alignment: int = 128) -> np.ndarray:
+def aligned(shape: Union[int, tuple[int, ...]], dtype: Any, alignment: int = 128) -> np.ndarray:
     """Zeros at a multiple of `alignment` bytes."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(size + alignment, np.uint8)

@@ -36,7 +36,7 @@ def number(raw: int, kind: str) -> float:
         return signed(raw, int(kind[1:])) if kind[0] == "s" else raw
     if kind == "bf16":
         raw, kind = raw << 16, "f32"
-    code, integer = {"f16": "eH", "f32": "fI", "f64": "dQ"}[kind]
+    code, integer = {"f16": ("e", "H"), "f32": ("f", "I"), "f64": ("d", "Q")}[kind]
     return struct.unpack(code, struct.pack(integer, raw))[0]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_integer_to_integer(case):
 
 
 def round_integral(value: float, mode: str) -> int:
-    whole = {"rn": round, "rz": math.trunc, "rm": math.floor, "rp": math.ceil}
+    whole: dict[str, Any] = {"rn": round, "rz": math.trunc, "rm": math.floor, "rp": math.ceil}
     return whole[mode[:2]](Fraction(value))
 
 
@@ -263,14 +264,15 @@ def test_fp4():
     values = np.concatenate([rng.uniform(-8, 8, 20), [0.25, 0.75, -2.5, 3.5, 5, -5, 7, 0.0, -0.0, 1.25, 1.75, -0.25]])
     pair = np.stack([values, rng.permutation(values)], 1).astype(np.float32)
     out = np.zeros((32, 2), np.uint32)
-    body = load_registers(["%r1", "%r2"], "%in0", "%rd1") + """
-    {
+    body = f"""
+    {load_registers(["%r1", "%r2"], "%in0", "%rd1")}
+    {{
     .reg .b8 %byte;
     cvt.rn.satfinite.e2m1x2.f32 %byte, %r1, %r2;
-    mov.b16 %rs1, {%byte, 0};
+    mov.b16 %rs1, {{%byte, 0}};
     cvt.u32.u16 %r3, %rs1;
     cvt.rn.f16x2.e2m1x2 %r4, %byte;
-    }
+    }}
     """
     run_kernel(body + store_registers(["%r3", "%r4"], "%in1", "%rd1"), pair, out)
     raw = pair.view(np.uint32)
@@ -285,7 +287,8 @@ def test_scale_factors():
     """ue8m0: powers of two, rounded up or down; the pair goes back to bf16 exactly."""
     values = np.random.default_rng(8).uniform(0.01, 100, (32, 2)).astype(np.float32)
     out = np.zeros((32, 3), np.uint32)
-    body = load_registers(["%r1", "%r2"], "%in0", "%rd1") + """
+    body = f"""
+    {load_registers(["%r1", "%r2"], "%in0", "%rd1")}
     cvt.rp.satfinite.ue8m0x2.f32 %rs1, %r1, %r2;
     cvt.rz.ue8m0x2.f32 %rs2, %r1, %r2;
     cvt.rn.bf16x2.ue8m0x2 %r5, %rs1;

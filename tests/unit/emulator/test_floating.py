@@ -5,6 +5,7 @@ The functions themselves are tested, with every rounding and special value, in t
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def raw_of(value, kind: str, mode: str = "rn", negative_zero: bool = False) -> i
 
 # ---- arithmetic -------------------------------------------------------------------------------------------------------
 
-EXACT = {
+EXACT: dict[str, Any] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
@@ -101,7 +102,11 @@ def compute(name: str, values: tuple[float, ...], kind: str, mode: str) -> int:
     if name in ("mul", "div", "rcp"):
         negative = math.prod(math.copysign(1, v) for v in values) < 0
     else:
-        x, y = (values[0] * values[1], values[2]) if len(values) == 3 else (values[0], -values[1] if name == "sub" else values[1])
+        x, y = (
+            (values[0] * values[1], values[2])
+            if len(values) == 3
+            else (values[0], -values[1] if name == "sub" else values[1])
+        )
         negative = (min if mode == "rm" else max)(math.copysign(1, x), math.copysign(1, y)) < 0
     return raw_of(exact, kind, mode, negative)
 
@@ -156,8 +161,10 @@ def finite_operands(case: Lanewise, kinds: list[str], seed: int = 0, samples: in
         for _ in range(1 + kinds[index[1]].endswith("x2")):
             e, m = LAYOUTS[kind]
             top, middle = (1 << e) - 2, 1 << e - 1
-            exponent = int(rng.choice([0, 1, top, rng.integers(top), *(middle + rng.integers(-3, 4, 8))]))
-            mantissa = int(rng.choice([0, 1, (1 << m) - 1, rng.integers(1 << m)]))
+            near = (middle + rng.integers(-3, 4, 8)).tolist()
+            choices: list[int] = [0, 1, top, int(rng.integers(top)), *near]
+            exponent = int(rng.choice(choices))
+            mantissa = int(rng.choice([0, 1, (1 << m) - 1, int(rng.integers(1 << m))]))
             elements.append(int(rng.integers(2)) << e + m | exponent << m | mantissa)
         values[index] = elements[0] if len(elements) == 1 else elements[0] | elements[1] << width(kind)
     return values
@@ -185,7 +192,9 @@ def test_arithmetic(opcode):
     kinds = [types[-1]] * (len(case.sources) - 1) + [types[0]]
     operands = finite_operands(case, kinds)
     if "f64" in types:  # what its NaN look like is left to numpy
-        operands = np.where(operands & np.uint64(1 << 63) == 0, operands, operands ^ np.uint64((opcode[0] == "s") << 63))
+        operands = np.where(
+            operands & np.uint64(1 << 63) == 0, operands, operands ^ np.uint64((opcode[0] == "s") << 63)
+        )
         if opcode.startswith(("div", "rcp")):
             operands[:, -1] |= np.uint64(1 << 61)
     check_lanewise(case, operands)

@@ -1,0 +1,124 @@
+"""Every fence, wait, arrival and byte count of a real kernel is there for a reason: without it, some checker complains.
+
+The PTX of quack's own GEMM for sm_90a is changed in one line at a time, and run on a problem where stages are reused.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+import quack
+from quack.emulator import launching
+from quack.emulator.errors import EmulationError
+from quack.emulator.runtime.linked import linked
+from quack.gemm_config import GemmConfig
+
+CONFIGS = {
+    "cooperative, cluster 2x1": GemmConfig(128, 256, cluster_m=2),
+    "pingpong with C": GemmConfig(128, 64, cluster_m=1, pingpong=True),
+}
+SHAPES = {"cooperative, cluster 2x1": (256, 512, 192), "pingpong with C": (256, 256, 128)}
+WAITS = {"cooperative, cluster 2x1": 4, "pingpong with C": 7}  # that are needed
+
+# What to look for in a line, and what to put there.
+MUTATIONS: dict[str, tuple[str, Callable[[re.Match[str]], str]]] = {
+    "no fence": (r"(@\S+\s+)?(fence\.proxy\.async|fence\.mbarrier_init|wgmma\.fence).*", lambda m: ""),
+    "no barrier": (r"(@\S+\s+)?(bar\.sync|barrier\.cluster\.wait).*", lambda m: ""),
+    "no group": (r"(@\S+\s+)?(wgmma|cp\.async\.bulk)\.commit_group.*", lambda m: ""),
+    "no wait for a group": (r"(@\S+\s+)?(wgmma|cp\.async\.bulk)\.wait_group.*", lambda m: ""),
+    "wait for fewer groups": (r"(.*\.wait_group\S*\s+)(\d+);", lambda m: f"{m[1]}{int(m[2]) + 1};"),
+    "no arrival": (r"(@\S+\s+)?mbarrier\.arrive.*", lambda m: ""),
+    "more bytes": (r"(mbarrier\.arrive\.expect_tx.*), (%\w+);", lambda m: _plus(m, 16)),
+    "fewer bytes": (r"(mbarrier\.arrive\.expect_tx.*), (%\w+);", lambda m: _plus(m, -16)),
+    "more arrivals": (r"(mbarrier\.init.*), (%\w+);", lambda m: _plus(m, 1)),
+    "fewer registers given back": (r"setmaxnreg\.dec.*", lambda m: ""),
+}
+WAIT = r"mbarrier\.try_wait\S*\s+([%\w]+),.*"
+
+
+def _plus(found: re.Match[str], amount: int) -> str:
+    return f"{{ .reg .b32 changed; add.s32 changed, {found[2]}, {amount}; {found[1]}, changed; }}"
+
+
+def mutants(ptx: str, pattern: str, replacement: Callable[[re.Match[str]], str]) -> Iterator[tuple[str, str]]:
+    """(line that is changed, text with the change)."""
+    lines = ptx.split("\n")
+    for i, line in enumerate(lines):
+        found = re.fullmatch(pattern, line.strip())
+        if found:
+            yield f"{i + 1}: {line.strip()}", "\n".join([*lines[:i], replacement(found), *lines[i + 1 :]])
+
+
+class Subject:
+    """One GEMM that runs with changed PTX."""
+
+    def __init__(self, name: str) -> None:
+        self.config = CONFIGS[name]
+        m, n, k = SHAPES[name]
+        generator = torch.Generator().manual_seed(0)
+        self.a, self.b, self.out = (
+            torch.randn(*shape, generator=generator).bfloat16() for shape in ((m, k), (k, n), (m, n))
+        )
+        self.c = torch.randn(m, n, generator=generator).bfloat16() if "C" in name else None
+        self.ptx = ""
+
+    def run(self, patch: pytest.MonkeyPatch, schedule: str = "eager", ptx: str = "") -> None:
+        """As compiled, or with this PTX."""
+
+        def changed(compiled: object) -> object:
+            function = linked(compiled)
+            self.ptx = function.ptx
+            return dataclasses.replace(function, ptx=ptx) if ptx else function
+
+        patch.setattr(launching, "linked", changed)
+        with quack.emulator.use("sm90", schedule=schedule, checks=("all",), sms=2):
+            quack.gemm_tuned.fn(self.a, self.b, self.out, C=self.c, config=self.config)
+
+    def survives(self, patch: pytest.MonkeyPatch, ptx: str) -> bool:
+        try:
+            self.run(patch, ptx=ptx)
+        except EmulationError:
+            return False
+        return True
+
+
+@functools.cache
+def subject(name: str) -> Subject:
+    return Subject(name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_kernel_is_silent(name: str, monkeypatch: pytest.MonkeyPatch):
+    it = subject(name)
+    expected = it.a.double() @ it.b.double() + (it.c.double() if it.c is not None else 0)
+    for schedule in ("eager", "latest", "random:1"):
+        it.run(monkeypatch, schedule)
+        torch.testing.assert_close(it.out.double(), expected, atol=0.15, rtol=0.01)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_mutant_is_caught(name: str, mutation: str, monkeypatch: pytest.MonkeyPatch):
+    it = subject(name)
+    if not it.ptx:
+        it.run(monkeypatch)
+    changed = list(mutants(it.ptx, *MUTATIONS[mutation]))
+    if mutation == "more arrivals":  # one barrier of each ring is enough
+        changed = changed[::4]
+    assert changed
+    assert [line for line, ptx in changed if it.survives(monkeypatch, ptx)] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_waits_that_are_left_out_are_caught(name: str, monkeypatch: pytest.MonkeyPatch):
+    """All but those at the end of a producer, of which a cluster needs the last and a single CTA none."""
+    it = subject(name)
+    if not it.ptx:
+        it.run(monkeypatch)
+    changed = list(mutants(it.ptx, WAIT, lambda m: f"setp.eq.b32 {m[1]}, 0, 0;"))
+    survivors = [line for line, ptx in changed if it.survives(monkeypatch, ptx)]
+    assert len(changed) - len(survivors) == WAITS[name]
