@@ -73,7 +73,7 @@ class Recorder:
     def header(self) -> None:
         print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, commit {self.commit}, {clocks()}")
         print(f"# random normal data, L2-cold, medians; {' '.join(sys.argv)}")
-        print(f"{'bench':<11} {'problem':<32} {'us':>9} | {'TFLOP/s':>7} | {"x base":>8} | config", flush=True)
+        print(f"{'bench':<11} {'problem':<32} {'us':>9} | {'TFLOP/s':>7} | {'x base':>8} | config", flush=True)
 
     def add(self, row: Row) -> None:
         self.rows.append(row)

@@ -50,7 +50,9 @@ def _launch(
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
-        prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged))  # says what is wrong
+        prepare(
+            GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged)
+        )  # says what is wrong
         raise
     if not A.is_cuda:
         key = (*key, emulation_key())
@@ -240,7 +242,8 @@ def gemm(
         or concat_layout is not None or split_k != 1 or rounding_mode
     ):  # fmt: skip
         _refuse_unbuilt(
-            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
+            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout,
+            split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
         )  # fmt: skip
     if out is None:
         out = _output(A, B, out_dtype, cu_seqlens_k)
@@ -374,9 +377,7 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
-        _launch(
-            A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k
-        )
+        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k)
 
     __call__ = fn
 

@@ -99,9 +99,7 @@ class DenseAdapter(ProblemAdapter):
     """One GEMM, or a batch of equally shaped ones: problem = batch index."""
 
     @cute.jit
-    def make_params(
-        self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]
-    ) -> DenseParams:
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> DenseParams:
         return DenseParams(
             Int32(cute.size(d, mode=[0])),
             Int32(cute.size(d, mode=[1])),

@@ -68,9 +68,7 @@ class VarlenMAdapter(ProblemAdapter):
         return VarlenStaticScheduler
 
     @cute.jit
-    def make_params(
-        self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]
-    ) -> VarlenMParams:
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenMParams:
         return VarlenMParams(
             arguments[0], Int32(cute.size(d, mode=[0])), Int32(cute.size(d, mode=[1])), Int32(cute.size(a, mode=[1]))
         )
@@ -116,9 +114,7 @@ class VarlenKAdapter(ProblemAdapter):
     arguments = ("cu_seqlens",)
 
     @cute.jit
-    def make_params(
-        self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]
-    ) -> VarlenKParams:
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenKParams:
         return VarlenKParams(arguments[0], *(Int32(cute.size(d, mode=[i])) for i in range(3)))
 
     @cute.jit

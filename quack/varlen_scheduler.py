@@ -48,7 +48,9 @@ class VarlenStaticScheduler(TileScheduler):
     is_broadcast = True
 
     @cute.jit
-    def make_params(self, cu_seqlens: cute.Tensor, total_m: Int32, tile_m: int, tiles_n: Int32) -> VarlenSchedulerParams:
+    def make_params(
+        self, cu_seqlens: cute.Tensor, total_m: Int32, tile_m: int, tiles_n: Int32
+    ) -> VarlenSchedulerParams:
         """Host. As `VarlenTileGrid`."""
         cluster_tile_m = tile_m * self.cluster_m
         problems = Int32(cute.size(cu_seqlens)) - 1

@@ -123,6 +123,4 @@ def _run(function: LinkedFunction, launched: Launch, device: DeviceProperties, s
     start = time.perf_counter()
     machine.run()
     seconds = time.perf_counter() - start
-    return KernelRun(
-        launched.kernel, launched.grid, launched.block, launched.cluster, machine.instructions, seconds
-    )
+    return KernelRun(launched.kernel, launched.grid, launched.block, launched.cluster, machine.instructions, seconds)
