@@ -255,7 +255,8 @@ PAIRS = [
     ),
     Pair(
         "operand A copied without wgmma.fence",
-        WGMMA + "wgmma.fence.sync.aligned;\nadd.u32 %r35, %lane, 1;\nmov.b32 %r31, <<7|%r35>>;\n" + MULTIPLY + "wgmma.wait_group.sync.aligned 0;",
+        WGMMA + "wgmma.fence.sync.aligned;\nadd.u32 %r35, %lane, 1;\nmov.b32 %r31, <<7|%r35>>;\n" + MULTIPLY
+        + "wgmma.wait_group.sync.aligned 0;",
         "missing wgmma.fence: a register of operand A was written .*add.u32 %r35",
         threads=128,
     ),
