@@ -10,7 +10,8 @@ from . import checks, isa  # noqa: F401  (isa fills the opcode table)
 from .asynchrony import Schedule
 from .errors import EmulationError
 from .fan_out import fan_out
-from .machine import Dim3, LaunchShape, Machine
+from .geometry import Dim3, LaunchShape
+from .machine import Machine
 from .memory import GlobalMemory
 from .observer import Observer
 from .program import Program

@@ -18,10 +18,10 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from .asynchrony import AsyncOp
-from .machine import Wait
 from .observer import Observer
 from .program import Execute, Program
 from .stats import Role, find_regions, find_roles, tool_of
+from .warp import Wait
 
 LIMIT = 1_000_000
 _ENGINES = {

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..barriers import ClusterBarrier, Mbarrier, NamedBarrier
-from ..machine import LANES
 from ..observer import Access, Observer, Proxy
+from ..values import LANES
 
 # Rows of the clocks: what happened before; what of it is visible to the async proxy in shared and in global memory (there
 # was a fence.proxy.async behind it); what was released, and then acquired, for the tensormap proxy; which mbarrier.init

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple, Optional
 
 from ..asynchrony import AsyncOp
 from ..errors import CheckFailed
-from ..machine import LANES
 from ..observer import Observer
 from ..program import Accesses, Execute
 from ..ptx import Instruction
-from ..values import uniform
+from ..values import LANES, uniform
 from .guards import guard
 
 REGISTER_FILE = 65536  # 32-bit registers of an SM

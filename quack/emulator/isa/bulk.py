@@ -13,7 +13,6 @@ import numpy as np
 from .. import tma_box
 from ..asynchrony import AsyncOp
 from ..errors import IllegalAccess, Misuse, UnknownInstruction
-from ..machine import Wait
 from ..memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT
 from ..observer import Access, Proxy
 from ..opcodes import opcode
@@ -21,6 +20,7 @@ from ..program import Binder, Execute
 from ..ptx import split_operands
 from ..tensor_map import ElementType, TensorMap, replace_field
 from ..values import MASK, signed, uniform
+from ..warp import Wait
 from .data import shared_place, space_of
 from .sync import addresses, complete_transactions
 

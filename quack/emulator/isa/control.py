@@ -6,11 +6,11 @@ import numpy as np
 
 from .. import floatmath
 from ..errors import Misuse, UnknownInstruction
-from ..machine import ALL_LANES, SWITCHED, NotConverged
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..ptx import TYPE_BITS
 from ..values import LANE, LANES, MASK, UNSIGNED, row, uniform
+from ..warp import ALL_LANES, SWITCHED, NotConverged
 
 
 @opcode("bra", section="9.7.12.3", handles_predicate=True)

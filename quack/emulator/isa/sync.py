@@ -7,10 +7,10 @@ import numpy as np
 from ..asynchrony import AsyncOp
 from ..barriers import Mbarrier, NamedBarrier
 from ..errors import Misuse, UnknownInstruction
-from ..machine import LANES, Wait
 from ..opcodes import opcode
 from ..program import Address, Binder, Execute
-from ..values import row, uniform
+from ..values import LANES, row, uniform
+from ..warp import Wait
 from .control import lanes_of_mask, require_converged
 from .data import address_value, shared_place
 

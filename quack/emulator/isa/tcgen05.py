@@ -12,13 +12,13 @@ import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..errors import Misuse, UnknownInstruction
-from ..machine import Wait
 from ..memory import OFFSET_MASK
 from ..observer import Access, Proxy
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..tensor_memory import PairDesk, PairRequest, TensorAddress, tensor_memory
 from ..values import MASK, uniform
+from ..warp import Wait
 from .control import require_converged
 from .data import address_value, shared_place
 from .sync import addresses

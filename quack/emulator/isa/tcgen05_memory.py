@@ -24,13 +24,13 @@ import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..errors import Misuse, UnknownInstruction
-from ..machine import Wait
 from ..observer import Access
 from ..opcodes import opcode
 from ..program import Binder, Execute, Program
 from ..ptx import Instruction
 from ..tensor_memory import COLUMNS, TensorAddress, TensorMemory, tensor_memory
 from ..values import LANE, row, uniform
+from ..warp import Wait
 from .control import require_converged
 
 SHAPES = ("32x32b", "16x64b", "16x128b", "16x256b", "16x32bx2")

@@ -11,12 +11,12 @@ import numpy as np
 from ..arithmetic import adder_of, decode_accumulator, decode_operand, encode_accumulator, multiply_accumulate
 from ..asynchrony import AsyncOp
 from ..errors import Misuse, UnknownInstruction
-from ..machine import Wait
 from ..matrix_descriptor import Major, MatrixDescriptor, chunk_indices, read_matrix
 from ..observer import Access, Proxy
 from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..values import row, uniform
+from ..warp import Wait
 from .control import require_converged
 
 WARPS = 4

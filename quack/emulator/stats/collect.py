@@ -13,11 +13,11 @@ import numpy as np
 
 from ..asynchrony import AsyncOp
 from ..barriers import ClusterBarrier, Mbarrier, NamedBarrier
-from ..machine import Wait
 from ..memory import SHARED_RESERVED
 from ..observer import Access, Observer, Proxy
 from ..program import Execute, Program
 from ..ptx import Instruction
+from ..warp import Wait
 from .banks import transactions_of_warp
 from .kernel import MATRICES, Barrier, KernelStats, Multiplication, Shape, Site
 from .regions import Phase, tool_of, wait_of

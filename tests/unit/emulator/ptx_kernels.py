@@ -8,7 +8,8 @@ import numpy as np
 
 from quack.emulator import isa as isa  # fills the table of opcodes
 from quack.emulator.asynchrony import Schedule
-from quack.emulator.machine import Dim3, LaunchShape, Machine
+from quack.emulator.geometry import Dim3, LaunchShape
+from quack.emulator.machine import Machine
 from quack.emulator.memory import GlobalMemory
 from quack.emulator.observer import Observer
 from quack.emulator.program import Program

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from quack.emulator.errors import Deadlock, Misuse
-from quack.emulator.machine import Cluster, Dim3
+from quack.emulator.geometry import Dim3
+from quack.emulator.machine import Cluster
 from tests.unit.emulator.ptx_kernels import run_kernel
 
 # Lane 0 waits for a barrier that warp 1 completes; the others run ahead to the instruction and must stop there.

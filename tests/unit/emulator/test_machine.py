@@ -5,7 +5,8 @@ import pytest
 
 from quack.emulator.asynchrony import Schedule
 from quack.emulator.errors import Deadlock, IllegalAccess, Misuse, UnknownInstruction
-from quack.emulator.machine import Dim3, LaunchShape, Machine
+from quack.emulator.geometry import Dim3, LaunchShape
+from quack.emulator.machine import Machine
 from quack.emulator.memory import GlobalMemory
 from quack.emulator.program import Program
 from quack.emulator.ptx import parse
