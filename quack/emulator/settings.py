@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from .asynchrony import EAGER, Schedule
+from .checks import parse as parse_checks
 from .observer import Observer
 from .runtime.device import DEVICES, DeviceProperties
 
@@ -37,6 +38,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.arch is not None and self.arch not in DEVICES:
             raise ValueError(f"architecture {self.arch!r}: expected one of {', '.join(DEVICES)}")
+        parse_checks(self.checks)  # raises for unknown names
         if self.sms is not None and self.sms < 1:
             raise ValueError(f"{self.sms} SMs: a device has at least 1")
 

@@ -72,3 +72,26 @@ def test_the_environment_switches_quack_on():
     env = {**os.environ, "QUACK_EMULATE": "sm90", "QUACK_EMULATE_SCHEDULE": "latest", "QUACK_EMULATE_SMS": "2"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"arch": "sm80"}, "sm90, sm100, sm120"),
+        ({"schedule": "fast"}, "eager, latest or random:SEED"),
+        ({"schedule": "random:x"}, "eager, latest or random:SEED"),
+        ({"checks": ("race",)}, "races"),
+        ({"sms": 0}, "at least 1"),
+    ],
+)
+def test_unknown_settings_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message), quack.emulator.use(**options):
+        pass
+
+
+def test_settings_nest():
+    with quack.emulator.use("sm90", schedule="latest", sms=4):
+        with quack.emulator.use(checks=("races",)) as inner:
+            assert (inner.arch, str(inner.schedule), inner.sms, inner.checks) == ("sm90", "latest", 4, ("races",))
+        assert quack.emulator.current().checks == ()
+    assert quack.emulator.current().arch is None
