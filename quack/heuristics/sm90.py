@@ -62,6 +62,7 @@ CLUSTERS = ((2, 1), (1, 2), (1, 1))
 # Ragged M, 8 to 128 groups on an H200: no cluster and strips of 8 won or were within 2 % with the widest ping-pong tile.
 RAGGED_CLUSTERS = ((1, 1),)
 RAGGED_SWIZZLE = 8
+RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take than their dense efficiency says
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     exposed = drain * (1 if config.pingpong else waves)
     moved = shape.batch * ((shape.m + shape.n) * shape.k * size + shape.m * shape.n * outputs)
     compute = waves * (max(mma, traffic) + (0 if config.pingpong else TILE_START_NS)) + exposed
+    if shape.is_ragged_m and not config.pingpong:
+        compute *= RAGGED_COOPERATIVE
     # The last term breaks ties among memory-bound configurations in favour of the one with slack.
     return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS) + 0.02 * compute
 
