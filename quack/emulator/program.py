@@ -12,7 +12,7 @@ from . import opcodes
 from .errors import EmulationError, UnknownInstruction
 from .memory import PARAM_WINDOW
 from .ptx import TYPE_BITS, Instruction, Kernel, Variable, literal, split_operands
-from .values import MASK, UNSIGNED, Value, where
+from .values import MASK, Value, where
 
 Execute = Callable[[Any], Any]
 
@@ -281,8 +281,3 @@ class Binder:
 
     def has_operand(self, index: int) -> bool:
         return index < len(self.operands)
-
-
-def result_type(bits: int) -> Any:
-    """numpy type of raw values of this width."""
-    return UNSIGNED[bits]
