@@ -112,7 +112,7 @@ def _output(
             )
     if out_dtype is None:
         out_dtype = torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype
-    groups = () if cu_seqlens_k is None else (cu_seqlens_k.numel() - 1,)
+    groups = (max(cu_seqlens_k.numel() - 1, 0),) if isinstance(cu_seqlens_k, torch.Tensor) else ()
     return A.new_empty((*groups, *A.shape[:-1], B.shape[-1]), dtype=out_dtype)
 
 

@@ -16,6 +16,7 @@ from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.reference import Reference, check
 
 PINGPONG = GemmConfig(128, 128, pingpong=True, cluster_m=1)
+DYNAMIC = GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True)
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def cases() -> list[RaggedCase]:
         RaggedCase("k", SIZES, m=136, n=72, nan_group=1),
         RaggedCase("k", SIZES, m=136, n=264, nan_group=3, config=PINGPONG),
         RaggedCase("k", SIZES, m=264, n=136, nan_group=0, config=GemmConfig(128, 128)),
+        RaggedCase("k", SIZES, m=264, n=136, nan_group=1, config=DYNAMIC),
         RaggedCase("k", MANY, m=72, n=64, nan_group=7),
         RaggedCase("k", (0, 0), m=72, n=64),
         RaggedCase("k", SIZES, m=136, n=72, c="fp32", out="fp32", alpha=0.5, beta=2.0, nan_group=1),

@@ -43,20 +43,18 @@ class Scope:
     outer: Optional["Scope"] = None
 
     def register(self, name: str) -> Optional[int]:
-        scope: Optional[Scope] = self
-        while scope is not None:
-            if name in scope.registers:
-                return scope.registers[name]
-            scope = scope.outer
-        return None
+        """The innermost register of this name."""
+        return next((s.registers[name] for s in self._outward() if name in s.registers), None)
 
     def label(self, name: str) -> Optional[int]:
+        """The instruction behind the innermost label of this name."""
+        return next((s.labels[name] for s in self._outward() if name in s.labels), None)
+
+    def _outward(self) -> Iterator["Scope"]:
         scope: Optional[Scope] = self
         while scope is not None:
-            if name in scope.labels:
-                return scope.labels[name]
+            yield scope
             scope = scope.outer
-        return None
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,11 @@ def _check_operands(
     A, B, out, C = operands
     tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
     check_tensors(tensors)
+    groups = _check_offsets(name, offsets, A)  # first, because a default `out` is made from them
     for (which, tensor), expected in zip(tensors.items(), (*dims, dims[2])):
         if tensor.dim() != expected:
             raise ValueError(f"{which} has {tensor.dim()} dimensions, expected {expected} with {name}")
-    return _check_offsets(name, offsets, A)
+    return groups
 
 
 def _check_output(shape: tuple[int, ...], out: torch.Tensor, C: Optional[torch.Tensor]) -> None:

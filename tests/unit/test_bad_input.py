@@ -412,6 +412,12 @@ def _varlen_rows() -> Iterator[Row]:
     )
     yield _bad("varlen_m elsewhere", lambda t: m_call(t, cu_seqlens_m=t.elsewhere(4, dtype=torch.int32)), "one device")
     yield _unsupported("varlen_m A M-major", lambda t: m_call(t, A=t(32, 64).mT), "A is M-major.*A with K contiguous")
+    yield _bad(
+        "varlen_k list, no out", lambda t: k_call(t, out=None, cu_seqlens_k=[0, 1, 2, 3]), "is a list", TypeError
+    )
+    yield _bad(
+        "varlen_k empty, no out", lambda t: k_call(t, out=None, cu_seqlens_k=t(0, dtype=torch.int32)), r"\(G \+ 1,\)"
+    )
     yield _bad("varlen_k K", lambda t: k_call(t, B=t(32, 48)), r"A \(64, 40\) and B \(32, 48\) do not multiply")
     yield _bad("varlen_k out", lambda t: k_call(t, out=t(2, 64, 48)), r"out has shape \(2, 64, 48\), expected \(3,")
     yield _bad("varlen_k B 3-D", lambda t: k_call(t, B=t(3, 40, 48)), "B has 3 dimensions, expected 2")
