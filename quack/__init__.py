@@ -21,6 +21,7 @@ _EXPORTS = {
         "default_config",
         "explain",
     ),
+    "quack.grouped": ("gemm_grouped", "grouped_plan"),
     "quack.gemm_config": ("GemmConfig",),
     "quack.runtime.spec": ("UnsupportedGemm",),
     "quack.epilogue.protocol": ("EpilogueMixin",),

@@ -93,6 +93,7 @@ class GemmBase:
         grid_of_tiles = self.tile_grid(problem, self.config.tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         operands = self.make_operands(mA, mB, mC, mD)
+        self.prepare(problem, operands, stream)
         self.kernel(operands, problem, schedule, epilogue_arguments, counter, self.make_tiled_mma()).launch(
             grid=self.scheduler.grid(schedule, max_active_clusters),
             block=[self.resources.threads, 1, 1],

@@ -41,6 +41,7 @@ class EpilogueIO:
 
     c, d:         2-D (M, N) views of this problem: TMA coordinate tensors, or global memory if not TMA-addressable.
     c_atom, d_atom: TMA atoms, None selects predicated element access.
+    d_descriptor: this problem's own TMA descriptor of D, if it has one.
     c_step:       C stages from one of this warpgroup's subtiles to its next.
     sC, sD:       staged shared memory (64, epi_n, stages); this warpgroup's D stages start at `d_first_stage`.
     thread_copy_d, thread_copy_c: register <-> shared partitions in accumulator order.
@@ -50,6 +51,7 @@ class EpilogueIO:
     d: cute.Tensor
     c_atom: Optional[cute.CopyAtom]
     d_atom: Optional[cute.CopyAtom]
+    d_descriptor: Optional[cute.Pointer]
     sC: Optional[cute.Tensor]
     sD: Optional[cute.Tensor]
     c_pipeline: Any
@@ -114,7 +116,7 @@ class DefaultCommit(EpiloguePlan):
             bSG_sD, bSG_gD = cute.nvgpu.cpasync.tma_partition(
                 io.d_atom, 0, cute.make_layout(1), cute.group_modes(io.sD, 0, 2), cute.group_modes(gD, 0, 2)
             )
-            cute.copy(io.d_atom, bSG_sD[None, stage], bSG_gD)
+            cute.copy(io.d_atom, bSG_sD[None, stage], bSG_gD, tma_desc_ptr=io.d_descriptor)
             cute.arch.cp_async_bulk_commit_group()
         next_stage = state.d_stage + 1
         return EpilogueState(state.c, Int32(0) if next_stage == io.d_stages else next_stage)

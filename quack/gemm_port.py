@@ -1,4 +1,4 @@
-"""Host-side description of epilogue mixins and their ports: the part of a kernel's identity that epilogues contribute."""
+"""Host-side description of what a kernel takes besides its operands: the ports of epilogue mixins, the tensors of adapters."""
 
 import enum
 from dataclasses import dataclass
@@ -20,6 +20,18 @@ class PortSource(enum.Enum):
 
     HOST = "host"  # a float passed by value
     DEVICE = "device"  # a tensor
+    TABLE = "table"  # one tensor per problem, found through a device table of addresses
+
+
+class ArgumentKind(enum.Enum):
+    """What a problem adapter can ask for besides the operands."""
+
+    INT32_VECTOR = "int32 (any,)"
+    INT64_ROWS = "int64 (any, 16), 128-byte aligned"
+    INT32 = "int32 by value"
+
+
+GROUPED_WORDS = 16  # columns of INT64_ROWS: 128 bytes
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `make_params` | host `__call__`, once | the numbers the other hooks need |
 | `tile_grid` | host `__call__`, once | what the scheduler's `make_params` takes |
 | `tma_tensor` | host `__call__`, per TMA operand | the tensor that its TMA descriptor describes |
+| `prepare` | host `__call__`, before the launch | kernels that must run first |
+| `descriptor` | load and epilogue roles, per work | the TMA descriptor of an operand, if each problem has its own |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
 | `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
@@ -20,6 +22,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from .gemm_config import GemmConfig
+from .gemm_port import ArgumentKind
 from .gemm_work import WorkDesc
 from .tile_scheduler import DynamicPersistentScheduler, SingleTileScheduler, StaticPersistentScheduler, TileScheduler
 
@@ -52,8 +55,8 @@ class TileGrid(NamedTuple):
 class ProblemAdapter:
     """Mixin for arch kernels. All hooks are stateless; `params` is what `make_params` returned."""
 
-    arguments: ClassVar[tuple[str, ...]] = ()
-    """Names of the int32 vectors that `make_params` takes besides the operands."""
+    arguments: ClassVar[dict[str, ArgumentKind]] = {}
+    """What `make_params` takes besides the operands, by name and in this order."""
 
     def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
         """Host. Default: equally shaped problems."""
@@ -72,6 +75,13 @@ class ProblemAdapter:
     def tma_tensor(self, which: "Operand", tensor: cute.Tensor) -> cute.Tensor:
         """Host. `tensor` in kernel mode order, with whatever modes `operand` needs to slice it."""
         return tensor
+
+    def prepare(self, params, operands, stream) -> None:
+        """Host. Launch what must run before the kernel; `operands` are the kernel's."""
+
+    def descriptor(self, params, which: "Operand", work: WorkDesc) -> Optional[cute.Pointer]:
+        """Device, whole warps that will use it. The TMA descriptor of this problem, acquired; None: the launch's own."""
+        return None
 
     def problem_shape(self, params, work: WorkDesc) -> ProblemShape:
         """Device. Extents of the problem that `work` belongs to."""

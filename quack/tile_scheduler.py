@@ -29,13 +29,13 @@ blockIdx.x // cluster_m, and a CTA sits at (blockIdx.x % cluster_m, blockIdx.y) 
 counted along x, which may reach 2^31 - 1, for z ends at 65535.
 
 Everything is Int32 arithmetic: total_works + clusters must stay below 2^31. All of it but `initial_cursor`,
-`num_clusters` and `draw`, which read special registers or memory, also runs as host code; the unit tests use
+`num_clusters`, `draw` and `retire`, which read special registers or memory, also runs as host code; the unit tests use
 that. No method changes its receiver: a loop shows `cursor = scheduler.next_cursor(params, cursor)`, so the
 DSL cannot drop the step.
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import cutlass
 import cutlass.cute as cute
@@ -65,7 +65,7 @@ class TileScheduler:
     """Base: static facts, decode, launch grid. Subclasses say how a cluster gets its next cursor.
 
     A subclass has either `next_cursor(params, cursor) -> Int32`, which any thread can evaluate, or, if
-    `is_broadcast`, `draw(params, counter, cursor) -> Int32`, which one warp per cluster evaluates for all.
+    `is_broadcast`, `draw(counter, cursor) -> Int32`, which one warp per cluster evaluates for all, and `retire`.
     """
 
     is_broadcast: bool = False
@@ -128,6 +128,11 @@ class TileScheduler:
         return cutlass.min(params.total_works, max_active_clusters)
 
     # Device
+
+    @cute.jit
+    def total_works(self, params: TileSchedulerParams) -> Int32:
+        """Device or host. Works of the launch."""
+        return params.total_works
 
     @cute.jit
     def num_clusters(self) -> Int32:
@@ -196,50 +201,58 @@ class StaticPersistentScheduler(TileScheduler):
         return cursor + num_clusters
 
 
-class DynamicPersistentScheduler(TileScheduler):
-    """Persistent, load balanced: a cluster draws its next cursor from a global counter when it can take one.
+class CounterDraw:
+    """Scheduler mixin: a cluster draws its next cursor from a global counter when it can take one.
 
     Counter: one int32 in global memory, 0 before the first launch and, as shown here, 0 after each, so
     neither a launch nor a CUDA-graph replay needs a memset. Launches that may overlap need counters of their
     own; under PDL, draw after griddepcontrol.wait.
 
     INVARIANT (the kernel's part): a cluster draws exactly once for each valid cursor it holds, the first one
-    included, and never after an invalid one: `while work.is_valid: ...; cursor = draw(...)`. It may draw
-    ahead.
+    included, and never after an invalid one, which it retires instead: `while work.is_valid: ...; cursor =
+    draw(...)`, then, if it drew at all, `retire(cursor)`. It may draw ahead.
 
-    Let T = total_works, C = clusters launched. `grid` makes 1 <= C <= max(T, 1).
+    Let T = total works, C = clusters launched; C > T is fine.
     - A draw is one atomic_add of 1, so draws return the tickets 0, 1, 2, ... without gaps, and ticket t is
       turned into cursor C + t. Cursors 0 .. C-1 are the cluster ids. So no cursor goes out twice and none is
       left out.
-    - T >= 1: all first cursors are valid. Each valid cursor causes one draw, so the launch cannot end before
-      all T valid cursors went out, and it makes exactly T draws: T - C valid ones (tickets 0 .. T-C-1) and
-      then one invalid one per cluster, which ends it (tickets T-C .. T-1).
-    - So whoever draws ticket T-1 knows that its atomic_add was the last one of the launch. It stores 0, and
+    - Each valid cursor causes one draw, so the launch makes exactly T draws, tickets 0 .. T-1. Since C >= 1,
+      ticket T-1 is cursor C + T-1 >= T: it is invalid, and some cluster retires it.
+    - So whoever retires ticket T-1 knows that its atomic_add was the last one of the launch. It stores 0, and
       the next access to the counter is the next launch's.
-    - T = 0: the one cluster holds an invalid cursor and draws nothing; the counter stays 0.
+    - T = 0: no cluster holds a valid cursor and none draws; the counter stays 0.
     """
 
     is_broadcast = True
 
     @cute.jit
-    def draw(self, params: TileSchedulerParams, counter: Optional[cute.Tensor], cursor: Int32) -> Int32:
+    def draw(self, counter: Optional[cute.Tensor], cursor: Int32) -> Int32:
         """Device, one warp per cluster, once per valid cursor held. The next cursor, to be broadcast."""
         ticket = Int32(0)
         if cute.arch.lane_idx() == 0:
             ticket = cute.arch.atomic_add(counter.iterator, Int32(1), sem="relaxed", scope="gpu")
-            if self.is_last_ticket(params, ticket):
-                cute.arch.store(counter.iterator, Int32(0), sem="relaxed", scope="gpu")
         return self.cursor_of_ticket(cute.arch.shuffle_sync(ticket, 0), self.num_clusters())
 
     @cute.jit
-    def is_last_ticket(self, params: TileSchedulerParams, ticket: Int32) -> Boolean:
+    def retire(self, params: Any, counter: Optional[cute.Tensor], cursor: Int32):
+        """Device, one warp per cluster, once, with the invalid cursor that it drew."""
+        is_last = self.is_last_ticket(params, cursor - self.num_clusters())
+        if cute.arch.lane_idx() == 0 and is_last:
+            cute.arch.store(counter.iterator, Int32(0), sem="relaxed", scope="gpu")
+
+    @cute.jit
+    def is_last_ticket(self, params: Any, ticket: Int32) -> Boolean:
         """Device or host. Whether no draw of this launch can come after this one."""
-        return ticket == params.total_works - 1
+        return ticket == self.total_works(params) - 1
 
     @cute.jit
     def cursor_of_ticket(self, ticket: Int32, num_clusters: Int32) -> Int32:
         """Device or host. Tickets continue where the first cursors, the cluster ids, end."""
         return num_clusters + ticket
+
+
+class DynamicPersistentScheduler(CounterDraw, TileScheduler):
+    """Persistent, load balanced."""
 
 
 def _divisor(value: Int32) -> cute.FastDivmodDivisorV2:

@@ -23,10 +23,11 @@ import cutlass.cute as cute
 from cutlass import Int32, Int64
 
 from .gemm_config import GemmConfig
+from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import Operand, ProblemAdapter, ProblemShape, TileGrid
 from .gemm_work import WorkDesc
+from .search_scheduler import VarlenDynamicScheduler, VarlenStaticScheduler, VarlenTileGrid
 from .tile_scheduler import TileScheduler
-from .varlen_scheduler import VarlenStaticScheduler, VarlenTileGrid
 
 BIG = 1 << 30
 UNBOUNDED = 0x7FFF0000  # extent of the modes that only place a group
@@ -62,10 +63,10 @@ class VarlenMParams(NamedTuple):
 class VarlenMAdapter(ProblemAdapter):
     """M is split among the groups. Loads may run into the next group's rows, stores never do."""
 
-    arguments = ("cu_seqlens",)
+    arguments = {"cu_seqlens": ArgumentKind.INT32_VECTOR}
 
     def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
-        return VarlenStaticScheduler
+        return VarlenDynamicScheduler if config.is_dynamic_persistent else VarlenStaticScheduler
 
     @cute.jit
     def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenMParams:
@@ -111,7 +112,7 @@ class VarlenKParams(NamedTuple):
 class VarlenKAdapter(ProblemAdapter):
     """K is split among the groups; a group without k gives beta * C. A is M-major and B N-major."""
 
-    arguments = ("cu_seqlens",)
+    arguments = {"cu_seqlens": ArgumentKind.INT32_VECTOR}
 
     @cute.jit
     def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenKParams:

@@ -126,10 +126,11 @@ class RingStream:
         lane = cute.arch.lane_idx()
         stage, phase = Int32(0), Int32(1)
         position = self.scheduler.initial_cursor()
-        is_valid = self.first().work.is_valid
+        draws = self.first().work.is_valid
+        is_valid = draws
         while is_valid:
             cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
-            position = self.scheduler.draw(self.params, counter, position)
+            position = self.scheduler.draw(counter, position)
             work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
             if lane < self.ring.cluster_size:
                 cute.arch.mbarrier_arrive_and_expect_tx(
@@ -146,6 +147,8 @@ class RingStream:
             if stage == self.ring.stages:
                 stage = Int32(0)
                 phase ^= 1
+        if draws:
+            self.scheduler.retire(self.params, counter, position)
         for _ in cutlass.range_constexpr(self.ring.stages):
             cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
             stage += 1

@@ -5,7 +5,7 @@ One group of each case holds NaN: it must poison its own output and nobody else'
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import torch
@@ -149,6 +149,9 @@ def cases() -> list[RaggedCase]:
             "m", (64, 192, 128), n=128, k=64, nan_group=2, config=GemmConfig(128, 256, cluster_m=1, cluster_n=2)
         ),
         RaggedCase("m", MANY, n=136, k=72, nan_group=7, config=GemmConfig(64, 64, pingpong=True, cluster_m=1)),
+        RaggedCase("m", SIZES, n=264, k=72, nan_group=1, config=replace(DYNAMIC, cluster_m=1)),
+        RaggedCase("m", MANY, n=136, k=72, nan_group=7, config=DYNAMIC),
+        RaggedCase("m", (0, 0, 0), n=136, k=72, config=DYNAMIC),
         RaggedCase("m", (0, 0, 17), n=72, k=64),
         RaggedCase("m", (33,), n=72, k=64),
         RaggedCase("m", (0, 0), n=72, k=64),

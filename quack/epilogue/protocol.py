@@ -22,6 +22,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from ..cute_dtype import CUTE_DTYPE
 from ..gemm_config import GemmConfig
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource
 
@@ -42,6 +43,21 @@ class ColVector:
     """Port: one value per row of D, (M,) or (L, M); broadcast over columns."""
 
     kind = PortKind.COL_VECTOR
+
+
+@dataclass(frozen=True)
+class VectorTable:
+    """A vector port of grouped problems: addresses (problems,) int64 of vectors of `dtype`."""
+
+    addresses: cute.Tensor
+    dtype: Any
+
+    @cute.jit
+    def of_problem(self, problem: Int32, length: Int32) -> cute.Tensor:
+        """Device. The vector of one problem."""
+        align = self.dtype.width // 8
+        pointer = cute.make_ptr(self.dtype, self.addresses[problem], cute.AddressSpace.gmem, assumed_align=align)
+        return cute.make_tensor(pointer, cute.make_layout(length))
 
 
 @dataclass
@@ -148,8 +164,10 @@ class EpilogueContext:
         return Float32(value)
 
     @cute.jit
-    def fill_scratch(self, vector: cute.Tensor, first: Int32, limit: Int32, length: cutlass.Constexpr[int]):
+    def fill_scratch(self, vector: Any, first: Int32, limit: Int32, length: cutlass.Constexpr[int]):
         """Copy vector[first : first + length] of this problem into scratch as fp32; 0 beyond `limit`."""
+        if cutlass.const_expr(isinstance(vector, VectorTable)):
+            vector = vector.of_problem(self.problem, limit)
         # Locals, because the tracer would carry all of `self` through the `if`s.
         scratch, thread, problem = self.scratch, self.thread, self.problem
         for i in cutlass.range_constexpr((length + 127) // 128):
@@ -171,7 +189,9 @@ def bind_epilogue(
     arguments = arguments or ()
     bound, start = [], 0
     for spec, mixin in zip(specs, mixins, strict=True):
-        bound.append(mixin.bind(arguments[start : start + len(spec.ports)]))
+        values = zip(spec.ports, arguments[start : start + len(spec.ports)])
+        ports = (VectorTable(v, CUTE_DTYPE[p.dtype]) if p.source is PortSource.TABLE else v for p, v in values)
+        bound.append(mixin.bind(tuple(ports)))
         start += len(spec.ports)
     return tuple(bound)
 

@@ -6,6 +6,7 @@ Rates are those measured on an H200 (`benchmarks/gemm.py --tune`); they only nee
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -76,27 +77,46 @@ class Candidate:
 
 def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     """Modelled run time of one launch."""
-    config, operands = spec.config, spec.operands
-    assert config.tile_k is not None
-    size = operands.a.dtype.bytes
+    config = spec.config
     tiles_m: float = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
     if shape.is_ragged_m:
         tiles_m = shape.m / config.tile_m + 0.5 * config.cluster_m  # half a cluster tile of each problem is not used
     tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
     waves = math.ceil(tiles_m * tiles_n * shape.batch / sms)
-    k = math.ceil(shape.k / config.tile_k) * config.tile_k
-    efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
-    mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[operands.a.dtype.bits] * efficiency)
-    traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / L2_BYTES_PER_NS
-    outputs = operands.d.dtype.bytes + (operands.c.dtype.bytes if operands.c is not None else 0)
-    drain = config.tile_m * config.tile_n * outputs / STORE_BYTES_PER_NS
-    exposed = drain * (1 if config.pingpong else waves)
-    moved = shape.batch * ((shape.m + shape.n) * shape.k * size + shape.m * shape.n * outputs)
-    compute = waves * (max(mma, traffic) + (0 if config.pingpong else TILE_START_NS)) + exposed
+    exposed = drain_ns(spec) if config.pingpong else 0.0
+    compute = waves * tile_ns(spec, shape.k) + exposed
+    moved = shape.batch * bytes_moved(spec, shape)
     if shape.is_ragged_m and not config.pingpong:
         compute *= RAGGED_COOPERATIVE
     # The last term breaks ties among memory-bound configurations in favour of the one with slack.
     return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS) + 0.02 * compute
+
+
+def tile_ns(spec: GemmSpec, k: int) -> float:
+    """Time from one tile to the next on one SM."""
+    config, size = spec.config, spec.operands.a.dtype.bytes
+    assert config.tile_k is not None
+    k = math.ceil(k / config.tile_k) * config.tile_k
+    efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
+    mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[spec.operands.a.dtype.bits] * efficiency)
+    traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / L2_BYTES_PER_NS
+    return max(mma, traffic) + (0 if config.pingpong else TILE_START_NS + drain_ns(spec))
+
+
+def drain_ns(spec: GemmSpec) -> float:
+    """Epilogue of one tile; ping-pong hides it behind the other warpgroup's multiplication."""
+    return spec.config.tile_m * spec.config.tile_n * output_bytes(spec) / STORE_BYTES_PER_NS
+
+
+def output_bytes(spec: GemmSpec) -> int:
+    """Moved per element of D, C included."""
+    return spec.operands.d.dtype.bytes + (spec.operands.c.dtype.bytes if spec.operands.c is not None else 0)
+
+
+def bytes_moved(spec: GemmSpec, shape: GemmShape) -> int:
+    """Least HBM traffic of one problem."""
+    inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bytes
+    return inputs + shape.m * shape.n * output_bytes(spec)
 
 
 def tile_efficiency(spec: GemmSpec) -> dict[tuple[int, int, bool], float]:
@@ -137,6 +157,35 @@ def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpe
     smallest = GemmConfig(64, 64, pingpong=True, cluster_m=1).with_tile_k(base.operands.a.dtype)
     legality(replace(base, config=smallest)).require()
     raise UnsupportedGemm("no tile configuration fits this combination of operands and epilogue")
+
+
+def choose_grouped(
+    base: GemmSpec, shapes: Sequence[GemmShape], sms: int, swapped: Optional[GemmSpec] = None
+) -> GemmSpec:
+    """The best predicted legal configuration for problems of different sizes in one launch."""
+    largest = max(shapes, key=lambda shape: shape.flops)
+    choices = {candidate.spec for candidate in candidates(base, largest, sms, swapped)}
+    choices = {spec for spec in choices if (spec.config.cluster_m, spec.config.cluster_n) in RAGGED_CLUSTERS}
+    if not choices:
+        return choose(base, largest, sms, swapped)
+
+    def grouped_ns(spec: GemmSpec) -> float:
+        return predict_grouped_ns(spec, [s.swapped() if spec.config.swap_ab else s for s in shapes], sms)
+
+    return min(sorted(choices, key=repr), key=grouped_ns)
+
+
+def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
+    """Modelled run time of one launch whose clusters draw tiles, longest K first."""
+    config = spec.config
+    works, longest, moved = 0.0, 0.0, 0.0
+    for shape in shapes:
+        tile = tile_ns(spec, shape.k)
+        tiles_m = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
+        works += tiles_m * _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n) * tile
+        longest = max(longest, tile)
+        moved += bytes_moved(spec, shape)
+    return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)
 
 
 def swizzle_size(shape: GemmShape, cluster_tile_m: int, cluster_tile_n: int) -> int:

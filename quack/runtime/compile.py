@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
-from ..gemm_port import EpilogueOpSpec, PortSource, PortSpec
+from ..gemm_port import GROUPED_WORDS, ArgumentKind, EpilogueOpSpec, PortSource, PortSpec
 from .cache import get_or_build
 from .spec import GemmSpec
 
@@ -61,10 +61,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     if spec.config.is_dynamic_persistent:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for op in spec.epilogue for port in op.ports)
-    vectors = tuple(
-        cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4)
-        for _ in adapter.arguments
-    )
+    arguments = tuple(_fake_argument(kind) for kind in adapter.arguments.values())
     operands = spec.operands
     return cute.compile(
         kernel,
@@ -72,7 +69,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         _fake_operand(operands.b),
         _fake_operand(operands.c) if operands.c is not None else None,
         _fake_operand(operands.d),
-        vectors or None,
+        arguments or None,
         ports or None,
         counter,
         cutlass.Int32(1),
@@ -96,6 +93,19 @@ def _fake_operand(operand: OperandSpec) -> Any:
     )
 
 
+def _fake_argument(kind: ArgumentKind) -> Any:
+    import cutlass
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    if kind is ArgumentKind.INT32:
+        return cutlass.Int32(1)
+    if kind is ArgumentKind.INT64_ROWS:
+        shape, stride = (cute.sym_int(), GROUPED_WORDS), (GROUPED_WORDS, 1)
+        return cute_runtime.make_fake_tensor(cutlass.Int64, shape, stride, assumed_align=8 * GROUPED_WORDS)
+    return cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4)
+
+
 def _fake_port(port: PortSpec) -> Any:
     import cutlass
     from cutlass import cute
@@ -106,6 +116,9 @@ def _fake_port(port: PortSpec) -> Any:
     if port.source is PortSource.HOST:
         return cutlass.Float32(1.0)
     assert port.dtype is not None
+    if port.source is PortSource.TABLE:
+        stride = (cute.sym_int64(),)
+        return cute_runtime.make_fake_tensor(cutlass.Int64, (cute.sym_int(),), stride, assumed_align=8)
     shape = tuple(cute.sym_int() for _ in range(port.ndim))
     strides = (*(cute.sym_int64() for _ in range(port.ndim - 1)), 1)
     return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)

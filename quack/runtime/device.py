@@ -4,8 +4,10 @@ A device is a CUDA device, or the emulated one that stands behind CPU tensors wh
 other module knows the emulator.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -72,15 +74,38 @@ def emulated_function(path: Path, name: str, ptx: str) -> Callable[..., None]:
     linked = emulator.load(path, name, ptx)
 
     def call(*arguments: Any) -> None:
-        emulator.launch(linked, *arguments)
+        emulator.launch(linked, *arguments, reachable=_reachable.get())
 
     return call
+
+
+_reachable: contextvars.ContextVar[tuple[torch.Tensor, ...]] = contextvars.ContextVar("reachable", default=())
+
+
+@contextlib.contextmanager
+def reachable(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
+    """Within it, emulated kernels may touch `tensors` although they only get their addresses. No effect on a GPU."""
+    token = _reachable.set(tensors)
+    try:
+        yield
+    finally:
+        _reachable.reset(token)
 
 
 @functools.cache
 def _stream_counter(device: int, stream: int) -> torch.Tensor:
     with torch.cuda.device(device):
         return torch.zeros(1, dtype=torch.int32, device="cuda")
+
+
+def is_capturing(device: int) -> bool:
+    """Whether the current stream of a device is being captured into a CUDA graph."""
+    return device != EMULATED and torch.cuda.is_current_stream_capturing()
+
+
+def raw_stream(device: int) -> int:
+    """Handle of the current stream of a device; 0 when emulated."""
+    return 0 if device == EMULATED else torch._C._cuda_getCurrentRawStream(device)
 
 
 def tile_counter(device: int) -> torch.Tensor:

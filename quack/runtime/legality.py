@@ -7,7 +7,7 @@ from typing import Optional
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
 from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
-from .spec import DENSE, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
+from .spec import DENSE, GROUPED, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
@@ -48,6 +48,10 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     operands, config = spec.operands, spec.config
     if spec.adapter == DENSE:
         return
+    if spec.adapter == GROUPED:
+        if not config.is_persistent:
+            yield Legality("grouped problems have a persistent schedule only", "is_persistent=True")
+        return
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter == VARLEN_K:
@@ -63,8 +67,10 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
             "A is M-major: with cu_seqlens_m groups begin at any row, and TMA boxes begin at multiples of 16 bytes",
             "A with K contiguous",
         )
-    if spec.adapter == VARLEN_M and (config.is_dynamic_persistent or not config.is_persistent):
-        yield Legality("cu_seqlens_m has a static persistent schedule only", "dynamic_scheduler=False")
+    if spec.adapter == VARLEN_M and not config.is_persistent:
+        yield Legality(
+            "only the device knows how many tiles cu_seqlens_m makes, so clusters persist", "is_persistent=True"
+        )
     if spec.adapter == VARLEN_M and operands.d.is_tma and operands.d.major is not Major.INNER:
         yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
 

@@ -10,6 +10,7 @@ from ..gemm_port import EpilogueOpSpec
 DENSE = "quack.gemm_problem_adapter:DenseAdapter"
 VARLEN_M = "quack.varlen_adapter:VarlenMAdapter"
 VARLEN_K = "quack.varlen_adapter:VarlenKAdapter"
+GROUPED = "quack.grouped_adapter:GroupedAdapter"
 
 
 @dataclass(frozen=True)

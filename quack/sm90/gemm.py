@@ -257,6 +257,8 @@ class GemmSm90(GemmBase):
         gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))
         tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
         tBsB, tBgB = partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, cluster_m)
+        a_descriptor = self.descriptor(cta.problem, Operand.A, work)
+        b_descriptor = self.descriptor(cta.problem, Operand.B, work)
         for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
@@ -266,6 +268,7 @@ class GemmSm90(GemmBase):
                 tAsA[None, state.index],
                 tma_bar_ptr=full,
                 mcast_mask=a_mask,
+                tma_desc_ptr=a_descriptor,
             )
             cute.copy(
                 cta.operands.b.atom,
@@ -273,6 +276,7 @@ class GemmSm90(GemmBase):
                 tBsB[None, state.index],
                 tma_bar_ptr=full,
                 mcast_mask=b_mask,
+                tma_desc_ptr=b_descriptor,
             )
             state.advance()
         return state
@@ -293,6 +297,7 @@ class GemmSm90(GemmBase):
         tile_m, tile_n, _ = self.tile_mnk
         epi_n = self.resources.epi_n
         mC = self.operand(cta.problem, Operand.C, cta.operands.c.tensor, work)
+        descriptor = self.descriptor(cta.problem, Operand.C, work)
         for slab_round in cutlass.range_constexpr(self.resources.slabs):
             for subtile in cutlass.range_constexpr(tile_n // epi_n):
                 for sharer in cutlass.range_constexpr(self.sharing):
@@ -312,6 +317,7 @@ class GemmSm90(GemmBase):
                         tCgC,
                         tCsC[None, state.index],
                         tma_bar_ptr=cta.c.producer_get_barrier(state),
+                        tma_desc_ptr=descriptor,
                     )
                     state.advance()
         return state
@@ -521,6 +527,7 @@ class GemmSm90(GemmBase):
             d=self.operand(cta.problem, Operand.D, d.tensor, work),
             c_atom=None if c is None else c.atom,
             d_atom=d.atom,
+            d_descriptor=None if d.atom is None else self.descriptor(cta.problem, Operand.D, work),
             sC=cta.smem.c,
             sD=cta.smem.d,
             c_pipeline=cta.c,

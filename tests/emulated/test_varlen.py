@@ -11,7 +11,7 @@ from cutlass.cute import runtime as cute_runtime
 
 import quack
 from quack.gemm_config import RasterOrder
-from quack.varlen_scheduler import VarlenStaticScheduler
+from quack.search_scheduler import VarlenStaticScheduler
 from tests.ragged_cases import RaggedCase, RaggedOperands, cases, run, verify
 
 

@@ -423,9 +423,6 @@ def _varlen_rows() -> Iterator[Row]:
     yield _bad("varlen_k B 3-D", lambda t: k_call(t, B=t(3, 40, 48)), "B has 3 dimensions, expected 2")
     yield _unsupported("varlen_k A K-major", lambda t: k_call(t, A=t(64, 40)), "A is K-major.*A with M contiguous")
     yield _unsupported("varlen_k B K-major", lambda t: k_call(t, B=t(48, 40).mT), "B is K-major.*B with N contiguous")
-    yield _unsupported(
-        "varlen_m dynamic", lambda t: m_call(t, dynamic_scheduler=True), "static persistent.*dynamic_scheduler=False"
-    )
 
 
 def _config_rows() -> Iterator[Row]:
