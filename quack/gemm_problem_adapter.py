@@ -55,6 +55,8 @@ class TileGrid(NamedTuple):
 class ProblemAdapter:
     """Mixin for arch kernels. All hooks are stateless; `params` is what `make_params` returned."""
 
+    has_short_tiles: ClassVar[bool] = False
+    """Whether many tiles have half their rows or fewer, so that leaving those out is worth a second main loop."""
     arguments: ClassVar[dict[str, ArgumentKind]] = {}
     """What `make_params` takes besides the operands, by name and in this order."""
 

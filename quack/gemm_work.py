@@ -18,8 +18,9 @@ class WorkDesc:
         its loads and stores.
     problem: batch or group index, the same in all CTAs of a cluster. The problem adapter turns it into
         pointers and extents.
-    start, extent: where the problem's part of a ragged dimension begins and how long it is, in elements, if the
-        scheduler had to look that up to find the work (varlen-M: rows); else 0. Spares each role the lookup.
+    start: first element of the problem's part of a ragged dimension (varlen-M: rows), else 0.
+    m, n, k: extents of the problem that the scheduler had to look up to find the work, else 0. Spares each role the
+        lookup; the adapter knows which are set.
     is_valid: False once the cluster is out of work; the same in all its CTAs. The other fields then mean
         nothing.
     """
@@ -28,5 +29,7 @@ class WorkDesc:
     tile_n: Int32
     problem: Int32
     start: Int32
-    extent: Int32
+    m: Int32
+    n: Int32
+    k: Int32
     is_valid: Boolean

@@ -111,7 +111,6 @@ class GroupedPlan:
             if (
                 len(inputs) == len(self._inputs)
                 and all(map(is_, inputs, self._inputs))
-                and list(map(data_ptr, inputs)) == self._pointers
                 and raw_stream(self._device) == self._stream
                 and not is_capturing(self._device)
             ):

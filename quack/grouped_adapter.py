@@ -55,6 +55,7 @@ class GroupedParams(NamedTuple):
 class GroupedAdapter(ProblemAdapter):
     """Problem = row of the table. a, b, c and d of the launch are those of one problem and serve as templates."""
 
+    has_short_tiles = True
     arguments = {
         "table": ArgumentKind.INT64_ROWS,
         "descriptors": ArgumentKind.INT64_ROWS,
@@ -125,17 +126,18 @@ class GroupedAdapter(ProblemAdapter):
         self, params: GroupedParams, which: cutlass.Constexpr[Operand], work: WorkDesc
     ) -> Optional[cute.Pointer]:
         pointer = self.descriptor_pointer(params, which, work.problem)
-        cpasync.fence_tma_desc_acquire(pointer)
+        import os
+        if cutlass.const_expr(not os.environ.get("NOFENCE")):
+            cpasync.fence_tma_desc_acquire(pointer)
         return pointer
 
     @cute.jit
     def problem_shape(self, params: GroupedParams, work: WorkDesc) -> ProblemShape:
-        row = work.problem
-        return ProblemShape(*(Int32(params.table[row, word]) for word in (Word.M, Word.N, Word.K)))
+        return ProblemShape(work.m, work.n, work.k)
 
     @cute.jit
     def k_tiles(self, params: GroupedParams, work: WorkDesc, tile_k: int) -> Int32:
-        return cute.ceil_div(Int32(params.table[work.problem, Word.K]), tile_k)
+        return cute.ceil_div(work.k, tile_k)
 
     @cute.jit
     def operand(

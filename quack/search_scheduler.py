@@ -8,7 +8,7 @@ search costs about as much as a few k tiles, so it runs in the drawing warp, ahe
 |---|---|---|
 | VarlenStaticScheduler | rows cu_seqlens[p] .. cu_seqlens[p + 1], all of N | cursor + clusters |
 | VarlenDynamicScheduler | the same | drawn from a counter |
-| GroupedStaticScheduler | M and N from row p of a table | cursor + clusters |
+| GroupedStaticScheduler | extents from row p of a table | cursor + clusters |
 | GroupedDynamicScheduler | the same | drawn from a counter |
 
 Inside a problem the raster is that of `tile_scheduler`.
@@ -29,12 +29,19 @@ WARP = 32
 
 
 class ProblemTiles(NamedTuple):
-    """What one lane measures: `start` and `extent` as in `WorkDesc`, and the cluster tiles of the problem."""
+    """What one lane measures: `start`, `m`, `n` and `k` as in `WorkDesc`, and the cluster tiles of the problem."""
 
     start: Int32
-    extent: Int32
+    m: Int32
+    n: Int32
+    k: Int32
     clusters_m: Int32
     clusters_n: Int32
+
+
+def no_tiles() -> ProblemTiles:
+    """Of a problem that does not exist."""
+    return ProblemTiles(*[Int32(0)] * 6)
 
 
 class SearchScheduler(TileScheduler):
@@ -49,7 +56,7 @@ class SearchScheduler(TileScheduler):
     @cute.jit
     def measure_or_nothing(self, params: Any, problem: Int32) -> ProblemTiles:
         """Device, one lane. Problems beyond the last have no tiles."""
-        tiles = ProblemTiles(Int32(0), Int32(0), Int32(0), Int32(0))
+        tiles = no_tiles()
         if problem < params.problems:
             tiles = self.measure(params, problem)
         return tiles
@@ -70,7 +77,7 @@ class SearchScheduler(TileScheduler):
         lane = cute.arch.lane_idx()
         first_problem, first_work = Int32(0), Int32(0)  # of the 32 problems that are looked at
         problem, in_problem = Int32(0), Int32(0)
-        found = ProblemTiles(Int32(0), Int32(0), Int32(0), Int32(0))
+        found = no_tiles()
         is_found = Boolean(False)
         while first_problem < params.problems and not is_found:
             tiles = self.measure_or_nothing(params, first_problem + lane)
@@ -90,7 +97,9 @@ class SearchScheduler(TileScheduler):
             tile_n=Int32(cluster_tile_n * self.cluster_n + cta_in_cluster_n),
             problem=Int32(problem),
             start=Int32(found.start),
-            extent=Int32(found.extent),
+            m=Int32(found.m),
+            n=Int32(found.n),
+            k=Int32(found.k),
             is_valid=is_found,
         )
 
@@ -169,7 +178,8 @@ class VarlenScheduler(SearchScheduler):
     def measure(self, params: VarlenSchedulerParams, problem: Int32) -> ProblemTiles:
         start = params.cu_seqlens[problem]
         rows = params.cu_seqlens[problem + 1] - start
-        return ProblemTiles(start, rows, cute.ceil_div(rows, params.cluster_tile_m), params.clusters_n)
+        clusters_m = cute.ceil_div(rows, params.cluster_tile_m)
+        return ProblemTiles(start, rows, Int32(0), Int32(0), clusters_m, params.clusters_n)
 
 
 class VarlenStaticScheduler(StrideDraw, VarlenScheduler):
@@ -184,7 +194,7 @@ class VarlenDynamicScheduler(CounterDraw, VarlenScheduler):
 
 
 class GroupedTileGrid(NamedTuple):
-    """extents (problems, >= 2): M and N of every problem in columns 0 and 1; the CTA tile."""
+    """extents (problems, >= 3): M, N and K of every problem in columns 0 to 2; the CTA tile."""
 
     extents: cute.Tensor
     tile_m: int
@@ -215,10 +225,9 @@ class GroupedScheduler(SearchScheduler):
 
     @cute.jit
     def measure(self, params: GroupedSchedulerParams, problem: Int32) -> ProblemTiles:
-        m, n = Int32(params.extents[problem, 0]), Int32(params.extents[problem, 1])
-        return ProblemTiles(
-            Int32(0), Int32(0), cute.ceil_div(m, params.cluster_tile_m), cute.ceil_div(n, params.cluster_tile_n)
-        )
+        m, n, k = (Int32(params.extents[problem, i]) for i in range(3))
+        clusters_m, clusters_n = cute.ceil_div(m, params.cluster_tile_m), cute.ceil_div(n, params.cluster_tile_n)
+        return ProblemTiles(Int32(0), m, n, k, clusters_m, clusters_n)
 
 
 class GroupedStaticScheduler(StrideDraw, GroupedScheduler):

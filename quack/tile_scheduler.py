@@ -173,7 +173,9 @@ class TileScheduler:
             tile_n=Int32(cluster_tile_n * self.cluster_n + cta_in_cluster_n),
             problem=Int32(problem),
             start=Int32(0),
-            extent=Int32(0),
+            m=Int32(0),
+            n=Int32(0),
+            k=Int32(0),
             is_valid=Boolean(cursor < params.total_works),
         )
 

@@ -63,6 +63,7 @@ class VarlenMParams(NamedTuple):
 class VarlenMAdapter(ProblemAdapter):
     """M is split among the groups. Loads may run into the next group's rows, stores never do."""
 
+    has_short_tiles = True
     arguments = {"cu_seqlens": ArgumentKind.INT32_VECTOR}
 
     def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
@@ -83,7 +84,7 @@ class VarlenMAdapter(ProblemAdapter):
 
     @cute.jit
     def problem_shape(self, params: VarlenMParams, work: WorkDesc) -> ProblemShape:
-        return ProblemShape(work.extent, params.n, params.k)
+        return ProblemShape(work.m, params.n, params.k)
 
     @cute.jit
     def k_tiles(self, params: VarlenMParams, work: WorkDesc, tile_k: int) -> Int32:
@@ -96,7 +97,7 @@ class VarlenMAdapter(ProblemAdapter):
         if cutlass.const_expr(which is Operand.B):
             return tensor[None, None, work.problem]
         if cutlass.const_expr(cute.rank(tensor) == 4):
-            return ragged_slice(tensor, 0, work.start, work.extent)
+            return ragged_slice(tensor, 0, work.start, work.m)
         return cute.domain_offset((work.start, 0), tensor[None, None, 0])
 
 

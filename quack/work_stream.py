@@ -22,11 +22,10 @@ from typing import Any, NamedTuple, Optional
 import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32
-from cutlass._mlir.dialects.nvvm import MemScopeKind
 
 from .gemm_work import WorkDesc
 
-SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, extent, 0, 0
+SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, m, n, k
 STORE_WORDS = 4  # of one st.async
 
 
@@ -107,12 +106,14 @@ class RingStream:
             tile_n=slot[1] + self.cta_n,
             problem=slot[2],
             start=slot[4],
-            extent=slot[5],
+            m=slot[5],
+            n=slot[6],
+            k=slot[7],
             is_valid=Boolean(slot[3] != 0),
         )
         cute.arch.sync_warp()
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.ring.empty(cursor.position), Int32(0), scope=MemScopeKind.CLUSTER)
+            cute.arch.mbarrier_arrive(self.ring.empty(cursor.position), Int32(0))
         wraps = cursor.position + 1 == self.ring.stages
         return WorkCursor(
             work,
@@ -133,12 +134,10 @@ class RingStream:
             position = self.scheduler.draw(counter, position)
             work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
             if lane < self.ring.cluster_size:
-                cute.arch.mbarrier_arrive_and_expect_tx(
-                    self.ring.full(stage), SLOT_WORDS * 4, lane, scope=MemScopeKind.CLUSTER
-                )
+                cute.arch.mbarrier_arrive_and_expect_tx(self.ring.full(stage), SLOT_WORDS * 4, lane)
                 slot = self.ring.slots + stage * SLOT_WORDS
                 place = (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid))
-                for i, words in enumerate((place, (work.start, work.extent, Int32(0), Int32(0)))):
+                for i, words in enumerate((place, (work.start, work.m, work.n, work.k))):
                     cute.arch.store_async_dsmem(
                         (slot + i * STORE_WORDS).align(STORE_WORDS * 4), words, self.ring.full(stage), lane
                     )

@@ -164,15 +164,14 @@ def choose_grouped(
 ) -> GemmSpec:
     """The best predicted legal configuration for problems of different sizes in one launch."""
     largest = max(shapes, key=lambda shape: shape.flops)
-    choices = {candidate.spec for candidate in candidates(base, largest, sms, swapped)}
-    choices = {spec for spec in choices if (spec.config.cluster_m, spec.config.cluster_n) in RAGGED_CLUSTERS}
+    choices = [candidate.spec for candidate in candidates(base, largest, sms, swapped)]
     if not choices:
         return choose(base, largest, sms, swapped)
 
     def grouped_ns(spec: GemmSpec) -> float:
         return predict_grouped_ns(spec, [s.swapped() if spec.config.swap_ab else s for s in shapes], sms)
 
-    return min(sorted(choices, key=repr), key=grouped_ns)
+    return min(choices, key=grouped_ns)
 
 
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
@@ -181,8 +180,10 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
         tile = tile_ns(spec, shape.k)
-        tiles_m = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
-        works += tiles_m * _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n) * tile
+        full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
+        last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
+        tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
+        works += (full_rows + last_row) * config.cluster_m * tiles_n * tile
         longest = max(longest, tile)
         moved += bytes_moved(spec, shape)
     return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)

@@ -402,15 +402,7 @@ class GemmSm90(GemmBase):
         k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
         if cutlass.const_expr(self.config.pingpong):
             wait_turn(team.index)
-        ab = state.ab
-        if cutlass.const_expr(self.fast_accum):
-            ab = self.multiply(cta, team, k_tiles, ab)
-        else:
-            ab = self.multiply_promoting(cta, team, k_tiles, ab)
-        if cutlass.const_expr(self.config.pingpong):
-            if another_follows:
-                pass_turn(1 - team.index)
-        ab = self.finish_multiply(cta, k_tiles, ab)
+        ab = self.multiply_tile(cta, team, contexts[-1], k_tiles, another_follows, state.ab)
         if cutlass.const_expr(self.scratch_elements > 0):
             sync_warpgroup(team.index)
         io = self.make_epilogue_io(cta, team, work)
@@ -420,39 +412,76 @@ class GemmSm90(GemmBase):
         return MmaState(ab, epilogue)
 
     @cute.jit
-    def multiply(self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState) -> PipelineState:
-        """Issue all wgmma of a tile, one k tile in flight behind the one being issued; leaves the last in flight."""
-        if k_tiles == 0:
+    def multiply_tile(
+        self,
+        cta: CtaContext,
+        team: "MmaTeam",
+        ctx: EpilogueContext,
+        k_tiles: Int32,
+        another_follows: Boolean,
+        state: PipelineState,
+    ) -> PipelineState:
+        """The main loop; passes the turn when all is issued. Where the second half of this warpgroup's slabs lies below the
+        last row, only the first is multiplied: ragged problems end in such tiles, and all warpgroups share the tensor cores."""
+        slabs = self.resources.slabs
+        if cutlass.const_expr(not self.fast_accum):
+            state = self.multiply_promoting(cta, team, k_tiles, another_follows, state)
+        elif cutlass.const_expr(self.has_short_tiles):
+            if ctx.row + (slabs // 2 * self.sharing + team.share) * SLAB_M >= ctx.rows:
+                state = self.multiply(cta, team, slabs // 2, k_tiles, another_follows, state)
+            else:
+                state = self.multiply(cta, team, slabs, k_tiles, another_follows, state)
+        else:
+            state = self.multiply(cta, team, slabs, k_tiles, another_follows, state)
+        return state
+
+    @cute.jit
+    def hand_over(self, team: "MmaTeam", another_follows: Boolean):
+        """Ping-pong: the other warpgroup may multiply."""
+        if cutlass.const_expr(self.config.pingpong):
+            if another_follows:
+                pass_turn(1 - team.index)
+
+    @cute.jit
+    def multiply(
+        self,
+        cta: CtaContext,
+        team: "MmaTeam",
+        slabs: cutlass.Constexpr[int],
+        k_tiles: Int32,
+        another_follows: Boolean,
+        state: PipelineState,
+    ) -> PipelineState:
+        """The wgmma of the first `slabs` slabs, one k tile in flight behind the one being issued. Accumulators of other
+        slabs become zero."""
+        if cutlass.const_expr(slabs < self.resources.slabs):
+            team.accumulators.fill(0.0)
+        elif k_tiles == 0:
             team.accumulators.fill(0.0)
         release = state.clone()
         warpgroup.fence()
         for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
             cta.ab.consumer_wait(state)
-            self.issue_k_tile(team, team.accumulators, state.index, from_zero=True)
+            self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=True)
             state.advance()
         for _ in cutlass.range(1, k_tiles, unroll=1):
             cta.ab.consumer_wait(state)
-            self.issue_k_tile(team, team.accumulators, state.index, from_zero=False)
+            self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=False)
             warpgroup.wait_group(1)
             cta.ab.consumer_release(release)
             release.advance()
             state.advance()
-        return state
-
-    @cute.jit
-    def finish_multiply(self, cta: CtaContext, k_tiles: Int32, state: PipelineState) -> PipelineState:
-        """Wait for the last k tile and give its stage back."""
-        if cutlass.const_expr(self.fast_accum):
-            warpgroup.wait_group(0)
-            if k_tiles > 0:
-                last = state.clone()
-                last.reverse()
-                cta.ab.consumer_release(last)
+        self.hand_over(team, another_follows)
+        warpgroup.wait_group(0)
+        if k_tiles > 0:
+            last = state.clone()
+            last.reverse()
+            cta.ab.consumer_release(last)
         return state
 
     @cute.jit
     def multiply_promoting(
-        self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, state: PipelineState
+        self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, another_follows: Boolean, state: PipelineState
     ) -> PipelineState:
         """fp8 with full-precision accumulation: wgmma keeps few mantissa bits of an fp8 sum, so every k tile (128
         elements) is summed from zero and added to the fp32 accumulators by the CUDA cores. Completes the tile.
@@ -465,26 +494,30 @@ class GemmSm90(GemmBase):
         for _ in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(state)
             warpgroup.fence()
-            self.issue_k_tile(team, partial, state.index, from_zero=True)
+            self.issue_k_tile(team, partial, self.resources.slabs, state.index, from_zero=True)
             warpgroup.wait_group(0)
             cta.ab.consumer_release(state)
             team.accumulators.store(team.accumulators.load() + partial.load())
             state.advance()
+        self.hand_over(team, another_follows)
         return state
 
     @cute.jit
     def issue_k_tile(
-        self, team: "MmaTeam", accumulators: cute.Tensor, stage: Int32, from_zero: cutlass.Constexpr[bool]
+        self,
+        team: "MmaTeam",
+        accumulators: cute.Tensor,
+        slabs: cutlass.Constexpr[int],
+        stage: Int32,
+        from_zero: cutlass.Constexpr[bool],
     ):
-        """All wgmma of one k tile as one group; from_zero: the first one ignores the old accumulators."""
+        """The wgmma of one k tile for the first `slabs` slabs as one group; from_zero: ignore the old accumulators."""
         for k_block in cutlass.range_constexpr(cute.size(team.tCrA, mode=[2])):
-            cute.gemm(
-                team.zeroing_mma if cutlass.const_expr(from_zero and k_block == 0) else team.tiled_mma,
-                accumulators,
-                team.tCrA[None, None, k_block, stage],
-                team.tCrB[None, None, k_block, stage],
-                accumulators,
-            )
+            mma = team.zeroing_mma if cutlass.const_expr(from_zero and k_block == 0) else team.tiled_mma
+            for slab in cutlass.range_constexpr(slabs):
+                acc = cute.append_ones(accumulators[None, slab, 0], up_to_rank=3)
+                tCrA = cute.append_ones(team.tCrA[None, slab, k_block, stage], up_to_rank=2)
+                cute.gemm(mma, acc, tCrA, team.tCrB[None, None, k_block, stage], acc)
         warpgroup.commit_group()
 
     def make_contexts(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> list[EpilogueContext]:

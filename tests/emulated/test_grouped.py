@@ -110,18 +110,18 @@ class Visits:
 def test_every_tile_is_visited_once(cluster: tuple[int, int], raster: RasterOrder):
     kernel = Visits(GroupedStaticScheduler(cluster, 3, raster))
     fake = [
-        cute_runtime.make_fake_tensor(cutlass.Int64, (cute.sym_int(), 2), (2, 1), assumed_align=8),
+        cute_runtime.make_fake_tensor(cutlass.Int64, (cute.sym_int(), 3), (3, 1), assumed_align=8),
         cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(), 4), (4, 1), assumed_align=4),
         cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4),
     ]
     stream = cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
     compiled = cute.compile(kernel, *fake, stream, options=quack.emulator.compile_options("sm90"))
     for count in (1, 2, 31, 32, 33, 70):
-        extents = torch.tensor([(m, n) for m, n, _ in many(count, seed=count)], dtype=torch.int64)
+        extents = torch.tensor(many(count, seed=count), dtype=torch.int64)
         step_m, step_n = 64 * cluster[0], 32 * cluster[1]
         expected = {
             (m, n, p)
-            for p, (rows, cols) in enumerate(extents.tolist())
+            for p, (rows, cols, _) in enumerate(extents.tolist())
             for m in range(0, -(-rows // step_m) * cluster[0], cluster[0])
             for n in range(0, -(-cols // step_n) * cluster[1], cluster[1])
         }
