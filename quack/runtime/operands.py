@@ -36,11 +36,18 @@ def byte_span(tensor: torch.Tensor) -> int:
 
 
 def describe(
-    name: str, tensor: torch.Tensor, *, transposed: bool, prefer: Optional[Major] = None, is_output: bool = False
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    transposed: bool,
+    prefer: Optional[Major] = None,
+    is_required: bool = False,
+    is_output: bool = False,
 ) -> tuple[OperandSpec, bool]:
     """(spec, needs_copy) of a matrix or batch of matrices.
 
     transposed: torch holds (inner, outer). prefer: the major to choose when extents of 1 leave a choice.
+    is_required: prefer it even where the other one would be aligned, because no kernel takes the other one.
     is_output: TMA stores write whole 16-byte chunks, also at the end of a row (measured on an H200), so the extent of the
     contiguous dimension must be a multiple of 16 bytes as well, or the elements behind it would be overwritten.
     needs_copy: strides or base address are not multiples of 16 bytes, which TMA loads need; the spec then describes the
@@ -62,7 +69,9 @@ def describe(
             is_unit = tensor.stride(unit) == 1 and tensor.shape[unit] > 1
             # wgmma reads fp8 with the preferred major only; otherwise being aligned spares a copy.
             wanted = major is prefer
-            choices.append(((wanted, aligned, is_unit) if size == 1 else (aligned, wanted, is_unit), aligned, major))
+            choices.append(
+                ((wanted, aligned, is_unit) if size == 1 or is_required else (aligned, wanted, is_unit), aligned, major)
+            )
     if not choices:
         raise ValueError(
             f"{name} with shape {tuple(tensor.shape)} has strides {tensor.stride()}: one of the last two must be 1; "
