@@ -193,12 +193,12 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
     is_ragged_k = request.cu_seqlens_k is not None
     prefer = Major.OUTER if is_ragged_k else Major.INNER
-    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer, is_required=request.adapter != DENSE)
-    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer, is_required=is_ragged_k)
+    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer, is_ragged=request.adapter != DENSE)
+    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer, is_ragged=is_ragged_k)
     if 0 in request.A.shape or 0 in request.B.shape:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
-    d, _ = describe("out", request.out, transposed=False, is_output=True)
+    d, _ = describe("out", request.out, transposed=False, is_ragged=request.cu_seqlens_m is not None, is_output=True)
     used_c = request.used_c
     c = describe("C", used_c, transposed=False)[0] if used_c is not None else None
     if request.cu_seqlens_m is not None and d.major is Major.OUTER:
