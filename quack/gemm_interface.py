@@ -18,7 +18,16 @@ import torch
 from .gemm_config import GemmConfig
 from .heuristics import sm90
 from .runtime.device import device_of, emulation_key
-from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request, port_values, prepare
+from .runtime.plan import (
+    EmptyPlan,
+    GemmPlan,
+    GemmRequest,
+    check_aliases,
+    check_indices,
+    describe_request,
+    port_values,
+    prepare,
+)
 from .runtime.spec import UnsupportedGemm
 
 Scalar = Union[float, torch.Tensor]
@@ -40,9 +49,10 @@ def _launch(
     dynamic: bool = False,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    ragged = (cu_seqlens_m, cu_seqlens_k)
+    ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -58,12 +68,12 @@ def _launch(
         key = (*key, emulation_key())
     plain = (
         C is None and bias is None and type(alpha) is float and alpha == 1.0
-        and cu_seqlens_m is None and cu_seqlens_k is None
+        and cu_seqlens_m is None and cu_seqlens_k is None and A_idx is None
     )  # fmt: skip
     if not plain:
         key = (
             *key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta),
-            _signature(cu_seqlens_m), _signature(cu_seqlens_k),
+            _signature(cu_seqlens_m), _signature(cu_seqlens_k), _signature(A_idx),
         )  # fmt: skip
     try:
         plan = _plans.get(key)
@@ -82,6 +92,7 @@ def _launch(
         return
     request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged)
     check_aliases(request)
+    check_indices(request)
     plan.run(A, B, request.used_c, out, port_values(request), request.problem_arguments)
 
 
@@ -100,9 +111,14 @@ def _scalar_kind(value: object) -> object:
 
 
 def _output(
-    A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype], cu_seqlens_k: Optional[torch.Tensor] = None
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out_dtype: Optional[torch.dtype],
+    cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """A fresh output: dtype of A unless given, bf16 for fp8 inputs; one matrix a group with `cu_seqlens_k`."""
+    """A fresh output: dtype of A unless given, bf16 for fp8 inputs; one matrix a group with `cu_seqlens_k`, else one row
+    an index with `A_idx`."""
     for name, tensor in (("A", A), ("B", B)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -113,7 +129,10 @@ def _output(
     if out_dtype is None:
         out_dtype = torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype
     groups = (max(cu_seqlens_k.numel() - 1, 0),) if isinstance(cu_seqlens_k, torch.Tensor) else ()
-    return A.new_empty((*groups, *A.shape[:-1], B.shape[-1]), dtype=out_dtype)
+    rows = A.shape[:-1]
+    if isinstance(A_idx, torch.Tensor) and cu_seqlens_k is None:
+        rows = torch.Size((A_idx.numel(),))
+    return A.new_empty((*groups, *rows, B.shape[-1]), dtype=out_dtype)
 
 
 def _check_out_dtype(out: torch.Tensor, out_dtype: Optional[torch.dtype]) -> None:
@@ -144,6 +163,7 @@ def _gemm_op(
     dynamic: bool = False,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> None:
     _launch(
         A,
@@ -158,6 +178,7 @@ def _gemm_op(
         dynamic,
         cu_seqlens_m,
         cu_seqlens_k,
+        A_idx,
     )
 
 
@@ -176,6 +197,7 @@ def _(
     dynamic=False,
     cu_seqlens_m=None,
     cu_seqlens_k=None,
+    A_idx=None,
 ):
     return None
 
@@ -191,14 +213,30 @@ def _gemm_add_inplace_op(
     alpha_tensor: Optional[torch.Tensor] = None,
     beta_tensor: Optional[torch.Tensor] = None,
     dynamic: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> None:
     alpha_value = alpha if alpha_tensor is None else alpha_tensor
     beta_value = beta if beta_tensor is None else beta_tensor
-    _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic)
+    ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
+    _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *ragged)
 
 
 @_gemm_add_inplace_op.register_fake
-def _(A, B, out, alpha=1.0, beta=1.0, alpha_tensor=None, beta_tensor=None, dynamic=False):
+def _(
+    A,
+    B,
+    out,
+    alpha=1.0,
+    beta=1.0,
+    alpha_tensor=None,
+    beta_tensor=None,
+    dynamic=False,
+    cu_seqlens_m=None,
+    cu_seqlens_k=None,
+    A_idx=None,
+):
     return None
 
 
@@ -235,27 +273,30 @@ def gemm(
     cu_seqlens_m (G + 1,) int32: A is (total_m, K), B (G, K, N), out (total_m, N); group g multiplies its rows by B[g].
     cu_seqlens_k (G + 1,) int32: A is (M, total_k), M contiguous, B (total_k, N), N contiguous, out (G, M, N): sums by group.
     The offsets are read on the device only: ascending, the first 0, the last total_m (total_k). Empty groups are fine.
-    Not built yet and refused: gather, batch permutation, concatenated layouts, split-K, stochastic rounding.
+    A_idx int32, with either of them: A is larger, (any, K) or (M, any), and row r of the product's A is A[A_idx[r]], A_idx
+    (total_m,), or its column k is A[:, A_idx[k]], A_idx (total_k,). Indices may repeat and must be in range: QUACK_DEBUG=1
+    in the environment checks that before each launch (IndexError; waits for the device), otherwise nothing does.
+    Not built yet and refused: batch permutation, concatenated layouts, split-K, stochastic rounding.
     """
     if (
-        A_idx is not None or batch_idx_permute is not None
-        or concat_layout is not None or split_k != 1 or rounding_mode
+        batch_idx_permute is not None or concat_layout is not None or split_k != 1 or rounding_mode
     ):  # fmt: skip
         _refuse_unbuilt(
-            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout,
+            batch_idx_permute=batch_idx_permute, concat_layout=concat_layout,
             split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
         )  # fmt: skip
     if out is None:
-        out = _output(A, B, out_dtype, cu_seqlens_k)
+        out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
         _gemm_op(
-            A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k
-        )
+            A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
+            A_idx,
+        )  # fmt: skip
         return out
-    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k)
+    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx)
     return out
 
 
@@ -269,26 +310,48 @@ def gemm_add(
     out_dtype: Optional[torch.dtype] = None,
     dynamic_scheduler: bool = False,
     tuned: bool = True,
+    *,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    cu_seqlens_k: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
+
+    cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     """
     if C is None:
         raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
+    ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
     if out is None:
-        out = _output(A, B, out_dtype)
+        out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     else:
         _check_out_dtype(out, out_dtype)
     if torch.compiler.is_compiling():
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
         if out is C:
-            _gemm_add_inplace_op(A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler)
+            _gemm_add_inplace_op(
+                A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler, *ragged
+            )
         else:
-            _gemm_op(A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor, False, dynamic_scheduler)
+            _gemm_op(
+                A,
+                B,
+                out,
+                C,
+                None,
+                alpha_value,
+                beta_value,
+                alpha_tensor,
+                beta_tensor,
+                False,
+                dynamic_scheduler,
+                *ragged,
+            )
         return out
-    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler)
+    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged)
     return out
 
 
@@ -371,13 +434,15 @@ class _Tuned:
     ) -> None:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out."""
         _refuse_unbuilt(
-            A_idx=A_idx, batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, rounding_mode=rounding_mode or None,
+            batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, rounding_mode=rounding_mode or None,
         )  # fmt: skip
         if add_to_output:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
-        _launch(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k)
+        _launch(
+            A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx
+        )
 
     __call__ = fn
 

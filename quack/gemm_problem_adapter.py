@@ -13,6 +13,7 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
 | `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
+| `gathered_lines` | load roles, per work, if `gathers_a` | which lines of A the problem consists of, instead of `operand(A)` |
 """
 
 import enum
@@ -52,6 +53,17 @@ class TileGrid(NamedTuple):
     problems: Int32
 
 
+class GatheredLines(NamedTuple):
+    """The lines of A of one problem: its line i is line indices[first + i] of A, for 0 <= i < count.
+
+    A line is what the strided mode of A counts: a row if K is contiguous, a column k if M is.
+    """
+
+    indices: cute.Tensor  # int32
+    first: Int32
+    count: Int32
+
+
 class ProblemAdapter:
     """Mixin for arch kernels. All hooks are stateless; `params` is what `make_params` returned."""
 
@@ -59,6 +71,9 @@ class ProblemAdapter:
     """Whether many tiles have half their rows or fewer, so that leaving those out is worth a second main loop."""
     arguments: ClassVar[dict[str, ArgumentKind]] = {}
     """What `make_params` takes besides the operands, by name and in this order."""
+
+    gathers_a: ClassVar[bool] = False
+    """Whether lines of A are picked by index, which TMA on sm_90 cannot: the load roles then ask `gathered_lines`."""
 
     def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
         """Host. Default: equally shaped problems."""
@@ -95,6 +110,10 @@ class ProblemAdapter:
 
     def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
         """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""
+        raise NotImplementedError
+
+    def gathered_lines(self, params, work: WorkDesc) -> GatheredLines:
+        """Device. Only where `gathers_a`."""
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ from typing import Optional
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
 from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
-from .spec import DENSE, GROUPED, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
+from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
@@ -54,7 +54,7 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
         return
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
-    if spec.adapter == VARLEN_K:
+    if spec.adapter in RAGGED_K:
         for name, operand in (("A", operands.a), ("B", operands.b)):
             if operand.major is not Major.OUTER:
                 mode = "M" if name == "A" else "N"
@@ -62,21 +62,39 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
                     f"{name} is K-major: with cu_seqlens_k groups begin at any k, so K must be the strided dimension",
                     f"{name} with {mode} contiguous",
                 )
-    if spec.adapter == VARLEN_M and operands.a.major is not Major.INNER:
+    if spec.adapter in RAGGED_M and operands.a.major is not Major.INNER:
+        boxes = "A_idx picks rows, and copies take" if spec.adapter in GATHERING else "TMA boxes begin at multiples of"
         yield Legality(
-            "A is M-major: with cu_seqlens_m groups begin at any row, and TMA boxes begin at multiples of 16 bytes",
+            f"A is M-major: with cu_seqlens_m groups begin at any row, and {boxes} 16 bytes",
             "A with K contiguous",
         )
-    if spec.adapter == VARLEN_M and not config.is_persistent:
+    if spec.adapter in RAGGED_M and not config.is_persistent:
         yield Legality(
             "only the device knows how many tiles cu_seqlens_m makes, so clusters persist", "is_persistent=True"
         )
-    if spec.adapter == VARLEN_M and operands.d.is_tma and operands.d.major is not Major.INNER:
+    if spec.adapter in RAGGED_M and operands.d.is_tma and operands.d.major is not Major.INNER:
         yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
+
+
+def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """What `A_idx` asks of the cluster and of the loading warps."""
+    config, a_bytes = spec.config, spec.operands.a.dtype.bytes
+    if spec.adapter not in GATHERING:
+        return
+    if config.cluster_n > 1:
+        yield Legality(
+            f"cluster_n={config.cluster_n} multicasts A, but with A_idx threads copy A, each CTA its own", "cluster_n=1"
+        )
+    if config.tile_m == 192 and not config.pingpong and (config.tile_k or 0) * a_bytes > 128:
+        yield Legality(
+            f"tile_m=192 leaves loading warps 32 registers, too few to gather tile_k={config.tile_k}",
+            f"tile_k={128 // a_bytes}",
+        )
 
 
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _adapter_refusals(spec)
+    yield from _gather_refusals(spec)
     yield from _operand_refusals(spec.operands)
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)

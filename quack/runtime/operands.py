@@ -36,11 +36,18 @@ def byte_span(tensor: torch.Tensor) -> int:
 
 
 def describe(
-    name: str, tensor: torch.Tensor, *, transposed: bool, prefer: Optional[Major] = None, is_output: bool = False
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    transposed: bool,
+    prefer: Optional[Major] = None,
+    is_ragged: bool = False,
+    is_output: bool = False,
 ) -> tuple[OperandSpec, bool]:
     """(spec, needs_copy) of a matrix or batch of matrices.
 
     transposed: torch holds (inner, outer). prefer: the major to choose when extents of 1 leave a choice.
+    is_ragged: no kernel takes another major than the preferred one, and the step between rows counts even if there is one.
     is_output: TMA stores write whole 16-byte chunks, also at the end of a row (measured on an H200), so the extent of the
     contiguous dimension must be a multiple of 16 bytes as well, or the elements behind it would be overwritten.
     needs_copy: strides or base address are not multiples of 16 bytes, which TMA loads need; the spec then describes the
@@ -55,14 +62,17 @@ def describe(
             major = Major.INNER if unit == inner_dim else Major.OUTER
             steps = [strided] + ([0] if tensor.dim() == 3 else [])
             aligned = tensor.data_ptr() % TMA_ALIGN_BYTES == 0 and all(
-                tensor.shape[d] <= 1 or tensor.stride(d) * size % TMA_ALIGN_BYTES == 0 for d in steps
+                (tensor.shape[d] <= 1 and not is_ragged) or tensor.stride(d) * size % TMA_ALIGN_BYTES == 0
+                for d in steps
             )
             if is_output:
                 aligned = aligned and tensor.shape[unit] * size % TMA_ALIGN_BYTES == 0
             is_unit = tensor.stride(unit) == 1 and tensor.shape[unit] > 1
             # wgmma reads fp8 with the preferred major only; otherwise being aligned spares a copy.
             wanted = major is prefer
-            choices.append(((wanted, aligned, is_unit) if size == 1 else (aligned, wanted, is_unit), aligned, major))
+            choices.append(
+                ((wanted, aligned, is_unit) if size == 1 or is_ragged else (aligned, wanted, is_unit), aligned, major)
+            )
     if not choices:
         raise ValueError(
             f"{name} with shape {tuple(tensor.shape)} has strides {tensor.stride()}: one of the last two must be 1; "

@@ -14,6 +14,7 @@ from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..heuristics import sm90 as heuristics
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
+from .gather import check_gather, check_index_values
 from .operands import (
     aligned_copy,
     byte_span,
@@ -24,7 +25,7 @@ from .operands import (
     dtype_of,
     overlaps,
 )
-from .spec import DENSE, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
+from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -47,18 +48,21 @@ class GemmRequest:
     dynamic: bool = False  # draw tiles from a counter, if no configuration is pinned
     cu_seqlens_m: Optional[torch.Tensor] = None  # (G + 1,): A, C, out are (total_m, ...), B is (G, K, N)
     cu_seqlens_k: Optional[torch.Tensor] = None  # (G + 1,): A is (M, total_k), B (total_k, N), C and out (G, M, N)
+    A_idx: Optional[torch.Tensor] = None  # (total_m,) or (total_k,): which row or column of A each one is
 
     @property
     def adapter(self) -> str:
         """Which memory the operands are, as a name for `GemmSpec`."""
         if self.cu_seqlens_m is not None:
-            return VARLEN_M
-        return VARLEN_K if self.cu_seqlens_k is not None else DENSE
+            return VARLEN_M if self.A_idx is None else GATHER_M
+        if self.cu_seqlens_k is not None:
+            return VARLEN_K if self.A_idx is None else GATHER_K
+        return DENSE
 
     @property
     def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
         """The adapter's own tensors."""
-        vectors = tuple(v for v in (self.cu_seqlens_m, self.cu_seqlens_k) if v is not None)
+        vectors = tuple(v for v in (self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx) if v is not None)
         return vectors or None
 
     @property
@@ -136,10 +140,16 @@ def check_aliases(request: GemmRequest) -> None:
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
             raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
-    others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k}
+    others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
     for name, tensor in others.items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+
+
+def check_indices(request: GemmRequest) -> None:
+    """In debug mode, the values of A_idx."""
+    if request.A_idx is not None:
+        check_index_values(request.A, request.A_idx, 0 if request.cu_seqlens_m is not None else 1)
 
 
 def port_values(request: GemmRequest) -> Optional[tuple[Any, ...]]:
@@ -181,13 +191,14 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
         raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
     check_aliases(request)
     # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
-    prefer = Major.OUTER if request.cu_seqlens_k is not None else Major.INNER
-    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer)
-    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer)
+    is_ragged_k = request.cu_seqlens_k is not None
+    prefer = Major.OUTER if is_ragged_k else Major.INNER
+    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer, is_ragged=request.adapter != DENSE)
+    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer, is_ragged=is_ragged_k)
     if 0 in request.A.shape or 0 in request.B.shape:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
-    d, _ = describe("out", request.out, transposed=False, is_output=True)
+    d, _ = describe("out", request.out, transposed=False, is_ragged=request.cu_seqlens_m is not None, is_output=True)
     used_c = request.used_c
     c = describe("C", used_c, transposed=False)[0] if used_c is not None else None
     if request.cu_seqlens_m is not None and d.major is Major.OUTER:
@@ -206,12 +217,14 @@ def is_batched(request: GemmRequest) -> bool:
 
 def check_shapes(request: GemmRequest) -> GemmShape:
     """The rules of the adapter; returns the extents, of an average group where only the device knows them."""
+    if request.cu_seqlens_m is None and request.cu_seqlens_k is None:
+        check_gather(request.A, request.A_idx, None)
     if request.cu_seqlens_m is not None and request.cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_m and cu_seqlens_k exclude each other: pass one of them")
     if request.cu_seqlens_m is not None:
-        return check_varlen_m(request.A, request.B, request.out, request.C, request.cu_seqlens_m)
+        return check_varlen_m(request.A, request.B, request.out, request.C, request.cu_seqlens_m, request.A_idx)
     if request.cu_seqlens_k is not None:
-        return check_varlen_k(request.A, request.B, request.out, request.C, request.cu_seqlens_k)
+        return check_varlen_k(request.A, request.B, request.out, request.C, request.cu_seqlens_k, request.A_idx)
     return check_problem(request.A, request.B, request.out, request.C)
 
 

@@ -11,6 +11,9 @@ DENSE = "quack.gemm_problem_adapter:DenseAdapter"
 VARLEN_M = "quack.varlen_adapter:VarlenMAdapter"
 VARLEN_K = "quack.varlen_adapter:VarlenKAdapter"
 GROUPED = "quack.grouped_adapter:GroupedAdapter"
+GATHER_M = "quack.gather_adapter:GatherMAdapter"
+GATHER_K = "quack.gather_adapter:GatherKAdapter"
+RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Optional
 
 import torch
 
+from .gather import check_gather
 from .operands import check_tensors, is_injective
 from .spec import GemmShape
 
@@ -49,24 +50,40 @@ def _check_output(shape: tuple[int, ...], out: torch.Tensor, C: Optional[torch.T
 
 
 def check_varlen_m(
-    A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    C: Optional[torch.Tensor],
+    cu_seqlens: torch.Tensor,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> GemmShape:
-    """A (total_m, K), B (G, K, N), out and C (total_m, N). The shape has the average m."""
+    """A (total_m, K), or (any, K) with A_idx (total_m,), B (G, K, N), out and C (total_m, N). The average m."""
     groups = _check_operands((A, B, out, C), (2, 3, 2), "cu_seqlens_m", cu_seqlens)
+    gathered = check_gather(A, A_idx, "cu_seqlens_m")
+    total = A.shape[0] if gathered is None else gathered
     if B.shape[0] != groups:
         raise ValueError(f"cu_seqlens_m has {groups + 1} elements for {groups} groups, B has {B.shape[0]} matrices")
     if A.shape[1] != B.shape[1]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
-    _check_output((A.shape[0], B.shape[2]), out, C)
-    return GemmShape(-(-A.shape[0] // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
+    _check_output((total, B.shape[2]), out, C)
+    return GemmShape(-(-total // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
 
 
 def check_varlen_k(
-    A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], cu_seqlens: torch.Tensor
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    C: Optional[torch.Tensor],
+    cu_seqlens: torch.Tensor,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> GemmShape:
-    """A (M, total_k), B (total_k, N), out and C (G, M, N). The shape has the average k."""
+    """A (M, total_k), or (M, any) with A_idx (total_k,), B (total_k, N), out and C (G, M, N). The average k."""
     groups = _check_operands((A, B, out, C), (2, 2, 3), "cu_seqlens_k", cu_seqlens)
-    if A.shape[1] != B.shape[0]:
+    gathered = check_gather(A, A_idx, "cu_seqlens_k")
+    total = A.shape[1] if gathered is None else gathered
+    if gathered is not None and gathered != B.shape[0]:
+        raise ValueError(f"A_idx has {gathered} elements and B has shape {tuple(B.shape)}: B is (total_k, N)")
+    if total != B.shape[0]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (total_k, N)")
     _check_output((groups, A.shape[0], B.shape[1]), out, C)
-    return GemmShape(A.shape[0], B.shape[1], -(-A.shape[1] // max(groups, 1)), groups)
+    return GemmShape(A.shape[0], B.shape[1], -(-total // max(groups, 1)), groups)

@@ -7,13 +7,14 @@ other drains.
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
 | load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
+| gather A (warps 0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]`, each lane, by cp.async | half of `sA[s]` until full |
 | draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
 | load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
 
 | barrier | stages | arrivals to complete | first wait passes for | reused when |
 |---|---|---|---|---|
-| `ab.full` | ab_stages | 1 + bytes of A and B | - | every k tile |
+| `ab.full` | ab_stages | 1 + bytes of A and B; gathered A: 1 + 64 + bytes of B | - | every k tile |
 | `ab.empty` | ab_stages | warps of one consuming turn x (cluster_m + cluster_n - 1) | producer | every k tile |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 (one warpgroup's warps) | producer | every subtile |
 | `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
@@ -24,6 +25,8 @@ Tail: the load warps wait until every stage is empty again, because peers of the
 store warps wait until the TMA has read `sD`. Cluster: `ab.empty` arrivals go to every CTA that multicast into the stage.
 No deadlock: loads wait only for MMA, MMA only for loads and for the other warpgroup's *earlier* work, the epilogue only for C
 loads, which are issued in work order by a warp that waits for nothing else.
+
+Gathered A is written by threads (generic proxy) and read by wgmma (async proxy): MMA warps fence between wait and multiply.
 
 PDL: every role waits for the previous grid (`griddepcontrol.wait`) after the set-up of barriers; the load warp lets the next
 grid start once its last load is issued.
@@ -51,11 +54,13 @@ from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, run_epilogue_plan
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
 from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
+from .gather import GATHER_WARPS, gather_tile, make_line_copier
 from .resources import SLAB_M, WORK_RING_STAGES, resources
 
 LOAD_WARP = 0
 DRAW_WARP = 1
 LOAD_C_WARP = 2
+GATHER_WARP = 3  # helps LOAD_WARP
 WARPGROUP_THREADS = 128
 SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
 
@@ -139,7 +144,9 @@ class GemmSm90(GemmBase):
         tile_m, tile_n, tile_k = self.tile_mnk
         cluster_m, cluster_n = self.cluster_mn
         tA, tB = self.tma_tensor(Operand.A, mA), self.tma_tensor(Operand.B, mB)
-        a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
+        a = TmaOperand(None, mA)
+        if not self.gathers_a:
+            a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
         b = make_load_operand(tB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
         c, d = None, TmaOperand(None, mD)
         epilogue_tile = (SLAB_M, self.resources.epi_n)
@@ -187,7 +194,8 @@ class GemmSm90(GemmBase):
         cluster_shape = cute.make_layout(self.cluster_mn)
         pipeline.pipeline_init_arrive(cluster_shape, is_relaxed=True)
         if warp == LOAD_WARP:
-            cpasync.prefetch_descriptor(operands.a.atom)
+            if cutlass.const_expr(operands.a.atom is not None):
+                cpasync.prefetch_descriptor(operands.a.atom)
             cpasync.prefetch_descriptor(operands.b.atom)
         pipeline.pipeline_init_wait(cluster_shape)
         cute.arch.griddepcontrol_wait()
@@ -195,8 +203,12 @@ class GemmSm90(GemmBase):
         cta = CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
         if warpgroup_index == 0:
             cute.arch.setmaxregister_decrease(self.resources.producer_registers)
-            if warp == LOAD_WARP:
-                self.load_operands(cta)
+            if cutlass.const_expr(self.gathers_a):
+                if warp == LOAD_WARP or warp == GATHER_WARP:
+                    self.gather_operands(cta, warp == LOAD_WARP)
+            else:
+                if warp == LOAD_WARP:
+                    self.load_operands(cta)
             if cutlass.const_expr(c_pipeline is not None):
                 if warp == LOAD_C_WARP:
                     self.load_c(cta)
@@ -242,7 +254,7 @@ class GemmSm90(GemmBase):
     @cute.jit
     def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
         """A and B tiles of one work; multicast A along cluster N and B along cluster M."""
-        tile_m, tile_n, tile_k = self.tile_mnk
+        tile_m, _, tile_k = self.tile_mnk
         cluster_m, cluster_n = self.cluster_mn
         cluster = cute.make_layout((cluster_m, cluster_n, 1))
         a_mask = b_mask = None
@@ -252,11 +264,9 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(cluster_m > 1):
             b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=0)
         mA = self.operand(cta.problem, Operand.A, cta.operands.a.tensor, work)
-        mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
         gA = cute.local_tile(mA, (tile_m, tile_k), (work.tile_m, None))  # (tile_m, tile_k, k tiles)
-        gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))
         tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
-        tBsB, tBgB = partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, cluster_m)
+        tBsB, tBgB = self.partition_b(cta, work)
         a_descriptor = self.descriptor(cta.problem, Operand.A, work)
         b_descriptor = self.descriptor(cta.problem, Operand.B, work)
         for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
@@ -278,6 +288,67 @@ class GemmSm90(GemmBase):
                 mcast_mask=b_mask,
                 tma_desc_ptr=b_descriptor,
             )
+            state.advance()
+        return state
+
+    def partition_b(self, cta: CtaContext, work: WorkDesc):
+        """(smem, gmem) of this CTA's share of the B tiles of one work: (TMA, STAGE), (TMA, k tiles)."""
+        _, tile_n, tile_k = self.tile_mnk
+        mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
+        gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))  # (tile_n, tile_k, k tiles)
+        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, self.config.cluster_m)
+
+    @cute.jit
+    def gather_operands(self, cta: CtaContext, is_leader: Boolean):
+        """Warps 0 (the leader) and 3: as `load_operands`, but both copy A by index; B and the tail are the leader's."""
+        state = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            state = self.gather_work(cta, cursor.work, is_leader, state)
+            cursor = cta.works.next(cursor)
+        if is_leader:
+            cute.arch.griddepcontrol_launch_dependents()
+            cta.ab.producer_tail(state)
+
+    @cute.jit
+    def gather_work(self, cta: CtaContext, work: WorkDesc, is_leader: Boolean, state: PipelineState) -> PipelineState:
+        """As `load_work`. Where k is gathered, the indices of a k tile are loaded while its predecessor is copied."""
+        tile_m, _, tile_k = self.tile_mnk
+        cluster_m, _ = self.cluster_mn
+        b_mask = None
+        if cutlass.const_expr(cluster_m > 1):
+            b_mask = cute.make_layout_image_mask(cute.make_layout((cluster_m, 1, 1)), (cta.cta_m, 0, 0), mode=0)
+        tBsB, tBgB = self.partition_b(cta, work)
+        b_descriptor = self.descriptor(cta.problem, Operand.B, work)
+        tile = gather_tile(self.specs.a, tile_m, tile_k)
+        lines = self.gathered_lines(cta.problem, work)
+        copier = make_line_copier(tile, Int32(not is_leader), cta.operands.a.tensor, cta.smem.a, lines)
+        row = work.tile_m * tile_m
+        line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(0), row)
+        indices = copier.load_indices(line)
+        for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
+            following = indices
+            if cutlass.const_expr(tile.is_by_row):
+                element = k_tile * tile_k
+            else:
+                line = k_tile * tile_k
+                following = copier.load_indices(line + tile_k)
+            full = cta.ab.producer_get_barrier(state)
+            if is_leader:
+                cta.ab.producer_acquire(state)
+                cute.copy(
+                    cta.operands.b.atom,
+                    tBgB[None, k_tile],
+                    tBsB[None, state.index],
+                    tma_bar_ptr=full,
+                    mcast_mask=b_mask,
+                    tma_desc_ptr=b_descriptor,
+                )
+            else:
+                cta.ab.sync_object_empty.wait(state.index, state.phase)
+            copier.copy_tile(indices, line, element, state.index)
+            cute.arch.cp_async_mbarrier_arrive_noinc(full)
+            indices = following
             state.advance()
         return state
 
@@ -461,11 +532,11 @@ class GemmSm90(GemmBase):
         release = state.clone()
         warpgroup.fence()
         for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
-            cta.ab.consumer_wait(state)
+            self.wait_for_k_tile(cta, state)
             self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=True)
             state.advance()
         for _ in cutlass.range(1, k_tiles, unroll=1):
-            cta.ab.consumer_wait(state)
+            self.wait_for_k_tile(cta, state)
             self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=False)
             warpgroup.wait_group(1)
             cta.ab.consumer_release(release)
@@ -480,6 +551,13 @@ class GemmSm90(GemmBase):
         return state
 
     @cute.jit
+    def wait_for_k_tile(self, cta: CtaContext, state: PipelineState):
+        """Until wgmma may read the stage."""
+        cta.ab.consumer_wait(state)
+        if cutlass.const_expr(self.gathers_a):
+            cute.arch.fence_proxy("async.shared", space="cta")
+
+    @cute.jit
     def multiply_promoting(
         self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, another_follows: Boolean, state: PipelineState
     ) -> PipelineState:
@@ -492,7 +570,7 @@ class GemmSm90(GemmBase):
         team.accumulators.fill(0.0)
         partial = cute.make_rmem_tensor(team.accumulators.shape, Float32)
         for _ in cutlass.range(k_tiles, unroll=1):
-            cta.ab.consumer_wait(state)
+            self.wait_for_k_tile(cta, state)
             warpgroup.fence()
             self.issue_k_tile(team, partial, self.resources.slabs, state.index, from_zero=True)
             warpgroup.wait_group(0)
@@ -581,13 +659,16 @@ class GemmSm90(GemmBase):
         """A/B ring (multicast over the cluster) and C ring (local to the CTA)."""
         cluster_m, cluster_n = self.cluster_mn
         tile_m, tile_n, tile_k = self.tile_mnk
+        a_bytes, threads = tile_k * tile_m * self.a_dtype.width // 8, 0
+        if self.gathers_a:
+            a_bytes, threads = 0, 32 * GATHER_WARPS
         ab = PipelineTmaAsync.create(
             num_stages=self.resources.ab_stages,
-            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + threads),
             consumer_group=pipeline.CooperativeGroup(
                 pipeline.Agent.Thread, 4 * self.sharing * (cluster_m + cluster_n - 1)
             ),
-            tx_count=tile_k * (tile_m * self.a_dtype.width + tile_n * self.b_dtype.width) // 8,
+            tx_count=a_bytes + tile_k * tile_n * self.b_dtype.width // 8,
             barrier_storage=barriers,
             cta_layout_vmnk=cute.make_layout((1, cluster_m, cluster_n, 1)),
             defer_sync=True,
@@ -609,7 +690,7 @@ class GemmSm90(GemmBase):
         """How this CTA's roles learn their works."""
         if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
-        readers = 1 + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
+        readers = (2 if self.gathers_a else 1) + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
         ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)

@@ -36,6 +36,23 @@ def test_changed_offsets_need_no_new_plan():
     verify(other)
 
 
+@pytest.mark.parametrize("gathers", [False, True])
+def test_one_row_of_any_pitch(gathers: bool):
+    """Ragged views step by the pitch even where there is only one row, so it must be a multiple of 16 bytes then, too."""
+    index = torch.zeros(1, dtype=torch.int32) if gathers else None
+    offsets = torch.tensor([0, 0, 1, 1], dtype=torch.int32)
+    row, other = torch.randn(1, 130).bfloat16(), torch.randn(1, 67).bfloat16()
+    weight = torch.randn(3, 130, 64).bfloat16()
+    buffer = torch.full((1, 69), float("nan")).bfloat16()
+    with quack.emulator.use("sm90", checks=("all",), sms=4):
+        outer = quack.gemm(row.mT, other, cu_seqlens_k=offsets, A_idx=index)
+        quack.gemm(row, weight, out=buffer[:, :64], cu_seqlens_m=offsets, A_idx=index)
+    torch.testing.assert_close(outer[1].double(), row.mT.double() @ other.double(), rtol=1e-2, atol=1e-3)
+    assert not outer[[0, 2]].any()
+    torch.testing.assert_close(buffer[:, :64].double(), row.double() @ weight[1].double(), rtol=1e-2, atol=5e-2)
+    assert buffer[:, 64:].isnan().all()
+
+
 class Visits:
     """Writes (tile_m, tile_n, problem, is_valid) of every cursor below `cursors`; one warp per cursor."""
 

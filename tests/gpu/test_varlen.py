@@ -10,6 +10,8 @@ BIG = [
     RaggedCase("m", (1000, 0, 4096, 1, 777, 2048), n=1536, k=520, nan_group=2),
     RaggedCase("m", tuple(int(x) for x in torch.randint(0, 300, (128,), generator=torch.Generator().manual_seed(3))), n=520, k=264),
     RaggedCase("k", (1000, 0, 4096, 1, 777, 2048), m=520, n=392, nan_group=2),
+    RaggedCase("m", (1000, 0, 4096, 1, 777, 2048), n=1536, k=520, pool=4000, nan_group=2),
+    RaggedCase("k", (1000, 0, 4096, 1, 777, 2048), m=520, n=392, pool=4000, nan_group=2),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpec
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.runtime.compile import kernel_facts, toolchain
-from quack.runtime.spec import GemmSpec
+from quack.runtime.spec import GATHER_K, GATHER_M, GemmSpec
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
@@ -85,6 +85,11 @@ def shipped() -> dict[str, GemmSpec]:
             add(f"bf16 -> {d.value} all mixins", gemm(config, with_c, epilogue=full_epilogue()))
             unaligned = specs._replace(c=replace(specs.d, align=d.bytes))
             add(f"bf16 -> {d.value} all mixins, unaligned C", gemm(config, unaligned, epilogue=full_epilogue()))
+    rows_of_a, columns_of_a = operands(), operands(majors="mnn")
+    rows_of_a = rows_of_a._replace(b=replace(rows_of_a.b, ndim=3))
+    columns_of_a = columns_of_a._replace(d=replace(columns_of_a.d, ndim=3))
+    add("bf16 gathered rows", gemm(GemmConfig(128, 192, pingpong=True, cluster_m=1), rows_of_a, adapter=GATHER_M))
+    add("bf16 gathered columns", gemm(cooperative, columns_of_a, adapter=GATHER_K))
     return rows
 
 

@@ -16,6 +16,7 @@ import quack
 from quack import gemm_interface
 from quack.gemm_config import GemmConfig
 from quack.runtime import plan
+from quack.runtime.gather import check_gather
 from quack.runtime.legality import legality
 from quack.runtime.operands import overlaps
 from quack.runtime.plan import GemmRequest, describe_request
@@ -356,7 +357,7 @@ def _unbuilt_rows() -> Iterator[Row]:
     def index(t: Tensors) -> torch.Tensor:
         return t(3, dtype=torch.int32)
 
-    for name in ("A_idx", "batch_idx_permute"):
+    for name in ("batch_idx_permute",):
         yield _unsupported(
             f"gemm {name}",
             lambda t, n=name: quack.gemm(t(64, 64), t(64, 64), **{n: index(t)}),
@@ -425,6 +426,70 @@ def _varlen_rows() -> Iterator[Row]:
     yield _unsupported("varlen_k B K-major", lambda t: k_call(t, B=t(48, 40).mT), "B is K-major.*B with N contiguous")
 
 
+def _gather_rows() -> Iterator[Row]:
+    def ints(t: Tensors, *shape: int) -> torch.Tensor:
+        return t(*shape, dtype=torch.int32)
+
+    def m_call(t: Tensors, **changes: object) -> object:
+        """A (20, 32) of which 64 rows are picked, B (3, 32, 48)."""
+        arguments = {"A": t(20, 32), "B": t(3, 32, 48), "out": t(64, 48), "A_idx": ints(t, 64), **changes}
+        return quack.gemm(**{"cu_seqlens_m": ints(t, 4), **arguments})
+
+    def k_call(t: Tensors, **changes: object) -> object:
+        """A (64, 20) of which 40 columns are picked, B (40, 48)."""
+        arguments = {"A": t(20, 64).mT, "B": t(40, 48), "out": t(3, 64, 48), "A_idx": ints(t, 40), **changes}
+        return quack.gemm(**{"cu_seqlens_k": ints(t, 4), **arguments})
+
+    yield _bad("gather dense", lambda t: m_call(t, B=t(32, 48), cu_seqlens_m=None), "A_idx needs groups.*A_idx]")
+    yield _bad(
+        "gather dense tuned",
+        lambda t: quack.gemm_tuned.fn(t(64, 64), t(64, 64), t(64, 64), A_idx=ints(t, 64)),
+        "A_idx needs groups.*cu_seqlens_m or cu_seqlens_k",
+    )
+    for name, call, total in (("m", m_call, 64), ("k", k_call, 40)):
+        yield _bad(f"gather_{name} list", lambda t, c=call: c(t, A_idx=[0], out=None), "A_idx is a list", TypeError)
+        yield _bad(
+            f"gather_{name} int64",
+            lambda t, c=call, n=total: c(t, A_idx=t(n, dtype=torch.int64)),
+            "A_idx has dtype torch.int64, expected torch.int32",
+            TypeError,
+        )
+        shape = rf"A_idx has shape \({total}, 1\).*contiguous \(total_{name},\)"
+        yield _bad(f"gather_{name} 2-D", lambda t, c=call, n=total: c(t, A_idx=ints(t, n, 1), out=None), shape)
+        yield _bad(
+            f"gather_{name} strided", lambda t, c=call, n=total: c(t, A_idx=ints(t, 2 * n)[::2]), r"strides \(2,"
+        )
+        yield _bad(
+            f"gather_{name} elsewhere",
+            lambda t, c=call, n=total: c(t, A_idx=t.elsewhere(n, dtype=torch.int32)),
+            "A is on .* and A_idx is on .*one device",
+        )
+    yield _bad("gather_m out", lambda t: m_call(t, A_idx=ints(t, 60)), r"out has shape \(64, 48\), expected \(60, 48\)")
+    yield _bad(
+        "gather_k B", lambda t: k_call(t, A_idx=ints(t, 41)), r"A_idx has 41 elements and B has shape \(40, 48\)"
+    )
+    yield _bad(
+        "gather_m out is A_idx",
+        lambda t: (lambda x: m_call(t, out=x.view(FP32).view(64, 48), A_idx=x[:64]))(ints(t, 64 * 48)),
+        "out overlaps A_idx",
+    )
+    yield _unsupported(
+        "gather_m A M-major", lambda t: m_call(t, A=t(32, 20).mT), "A is M-major.*A_idx.*A with K contig"
+    )
+    yield _unsupported("gather_k A K-major", lambda t: k_call(t, A=t(64, 20)), "A is K-major.*A with M contiguous")
+    for changes, pattern in (
+        (dict(cluster_m=1, cluster_n=2), "cluster_n=2 multicasts A.*A_idx.*cluster_n=1"),
+        (dict(swap_ab=True), "cannot be swapped.*swap_ab=False"),
+    ):
+        yield _unsupported(
+            f"gather_m {changes}",
+            lambda t, c=changes: quack.gemm_tuned.fn(
+                t(20, 32), t(3, 32, 48), t(64, 48), cu_seqlens_m=ints(t, 4), A_idx=ints(t, 64), config=GemmConfig(**c)
+            ),
+            pattern,
+        )
+
+
 def _config_rows() -> Iterator[Row]:
     yield _unsupported(
         "tile_m 100", lambda t: _pinned(t, tile_m=100), r"tile_m=100 .*\(64, 128, 192, 256\).*tile_m=128"
@@ -489,7 +554,7 @@ ROWS = [
     row
     for source in (
         _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _unbuilt_rows, _varlen_rows,
-        _config_rows,
+        _gather_rows, _config_rows,
     )
     for row in source()
 ]  # fmt: skip
@@ -640,6 +705,40 @@ def test_disjoint_columns_of_one_buffer_do_not_overlap_elementwise():
     buffer = torch.zeros(64, 128, dtype=BF16)
     assert overlaps(buffer[:, :64], buffer[:, 64:])
     assert not overlaps(buffer[:32], buffer[32:])
+
+
+def test_debug_mode_names_the_first_bad_index(launches: list[tuple], monkeypatch):
+    t = Tensors("cpu", "meta")
+    offsets = torch.tensor([0, 3, 6], dtype=torch.int32)
+    rows = torch.tensor([0, 19, 5, 20, -1, 3], dtype=torch.int32)
+
+    def m_call(values: torch.Tensor) -> None:
+        quack.gemm(t(20, 32), t(2, 32, 48), out=t(6, 48), cu_seqlens_m=offsets, A_idx=values)
+
+    def k_call(values: torch.Tensor) -> None:
+        quack.gemm(t(20, 64).mT, t(6, 48), out=t(2, 64, 48), cu_seqlens_k=offsets, A_idx=values)
+
+    for call in (m_call, k_call):
+        call(rows)  # nobody looks
+    monkeypatch.setenv("QUACK_DEBUG", "1")
+    for call in (m_call, k_call):  # plans are cached by now
+        with pytest.raises(IndexError, match=r"A_idx\[3\] is 20, A has shape .*: expected 0 <= index < 20"):
+            call(rows)
+        with pytest.raises(IndexError, match=r"A_idx\[4\] is -1"):
+            call(rows.where(rows < 20, 0))
+        call(rows.clamp(0, 19))
+    assert len(launches) == 4
+    t.assert_untouched()
+
+
+def test_gather_refuses_a_pitch_beyond_31_bits():
+    too_wide, widest = (
+        torch.empty_strided((2, 32), (pitch, 1), dtype=BF16, device="meta") for pitch in (1 << 30, (1 << 30) - 8)
+    )
+    indices = torch.empty(4, dtype=torch.int32, device="meta")
+    with pytest.raises(ValueError, match=r"A has strides \(1073741824, 1\).*below 2147483648 bytes"):
+        check_gather(too_wide, indices, "cu_seqlens_m")
+    assert check_gather(widest, indices, "cu_seqlens_m") == 4
 
 
 def test_fp8_with_one_k(launches: list[tuple]):

@@ -11,7 +11,7 @@ import pytest
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import epilogue_scratch_bytes, legality
-from quack.runtime.spec import GemmSpec, UnsupportedGemm
+from quack.runtime.spec import GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
 from tests.unit.ledger import full_epilogue, gemm, operands
 
@@ -64,6 +64,43 @@ def test_refusal_names_the_values(config: dict[str, Any], specs: OperandSpecs, w
     assert caught.value.reason == verdict.reason and caught.value.alternative == verdict.alternative
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{caught.value} does not mention {missing}"
+
+
+@pytest.mark.parametrize("cluster", [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("gathered, plain, majors", [(GATHER_M, VARLEN_M, "kkn"), (GATHER_K, VARLEN_K, "mnn")])
+def test_gathered_a_is_not_multicast(gathered: str, plain: str, majors: str, cluster: tuple[int, int]):
+    config = GemmConfig(128, 128, cluster_m=cluster[0], cluster_n=cluster[1])
+    spec = gemm(config, operands(majors=majors), adapter=plain)
+    assert legality(spec).ok == (cluster != (4, 1) or majors == "kkn")  # B does not split into four atoms of 64 columns
+    verdict = legality(replace(spec, adapter=gathered))
+    assert verdict.ok == (cluster[1] == 1 and legality(spec).ok)
+    if cluster[1] == 2:
+        assert verdict.reason and "cluster_n=2" in verdict.reason and verdict.alternative == "cluster_n=1"
+
+
+@pytest.mark.parametrize(
+    "adapter, majors, config",
+    [
+        (GATHER_M, "kkn", GemmConfig(256, 128, 128, cluster_m=1)),
+        (GATHER_M, "kkn", GemmConfig(192, 128, cluster_m=1)),
+        (GATHER_K, "mnn", GemmConfig(256, 128, 128, cluster_m=1)),
+        (GATHER_K, "mnn", GemmConfig(192, 128, cluster_m=1)),
+    ],
+)
+def test_gathering_fits_the_registers_of_loading_warps(adapter: str, majors: str, config: GemmConfig):
+    spec = gemm(config, operands(majors=majors), adapter=adapter)
+    assert legality(spec).ok
+    now = kernel_facts(spec)
+    assert now["spill_bytes"] == 0 and now["wgmma_serialized"] == 0
+    if config.tile_m == 192:
+        refused = legality(gemm(replace(config, tile_k=128), operands(majors=majors), adapter=adapter))
+        assert refused.reason and "32 registers" in refused.reason and refused.alternative == "tile_k=64"
+
+
+@pytest.mark.parametrize("adapter, majors", [(GATHER_M, "mkn"), (GATHER_K, "knn")])
+def test_gathered_lines_are_contiguous(adapter: str, majors: str):
+    verdict = legality(gemm(GemmConfig(cluster_m=1), operands(majors=majors), adapter=adapter))
+    assert verdict.reason and "-major" in verdict.reason and "contiguous" in str(verdict.alternative)
 
 
 def test_other_architectures_are_refused_by_name():

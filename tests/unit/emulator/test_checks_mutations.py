@@ -20,9 +20,10 @@ from quack.gemm_config import GemmConfig
 CONFIGS = {
     "cooperative, cluster 2x1": GemmConfig(128, 256, cluster_m=2),
     "pingpong with C": GemmConfig(128, 64, cluster_m=1, pingpong=True),
+    "gathered": GemmConfig(128, 256, cluster_m=1),
 }
-SHAPES = {"cooperative, cluster 2x1": (256, 512, 192), "pingpong with C": (256, 256, 128)}
-WAITS = {"cooperative, cluster 2x1": 4, "pingpong with C": 7}  # that are needed
+SHAPES = {"cooperative, cluster 2x1": (256, 512, 192), "pingpong with C": (256, 256, 128), "gathered": (512, 256, 128)}
+WAITS = {"cooperative, cluster 2x1": 4, "pingpong with C": 7, "gathered": 7}  # that are needed
 
 # What to look for in a line, and what to put there.
 MUTATIONS: dict[str, tuple[str, Callable[[re.Match[str]], str]]] = {
@@ -31,7 +32,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[re.Match[str]], str]]] = {
     "no group": (r"(@\S+\s+)?(wgmma|cp\.async\.bulk)\.commit_group.*", lambda m: ""),
     "no wait for a group": (r"(@\S+\s+)?(wgmma|cp\.async\.bulk)\.wait_group.*", lambda m: ""),
     "wait for fewer groups": (r"(.*\.wait_group\S*\s+)(\d+);", lambda m: f"{m[1]}{int(m[2]) + 1};"),
-    "no arrival": (r"(@\S+\s+)?mbarrier\.arrive.*", lambda m: ""),
+    "no arrival": (r"(@\S+\s+)?(cp\.async\.)?mbarrier\.arrive.*", lambda m: ""),
     "more bytes": (r"(mbarrier\.arrive\.expect_tx.*), (%\w+);", lambda m: _plus(m, 16)),
     "fewer bytes": (r"(mbarrier\.arrive\.expect_tx.*), (%\w+);", lambda m: _plus(m, -16)),
     "more arrivals": (r"(mbarrier\.init.*), (%\w+);", lambda m: _plus(m, 1)),
@@ -64,6 +65,13 @@ class Subject:
             torch.randn(*shape, generator=generator).bfloat16() for shape in ((m, k), (k, n), (m, n))
         )
         self.c = torch.randn(m, n, generator=generator).bfloat16() if "C" in name else None
+        self.expected = self.a.double() @ self.b.double() + (self.c.double() if self.c is not None else 0)
+        self.ragged: dict[str, torch.Tensor] = {}
+        if name == "gathered":  # the rows of A in reverse order, in two groups with the same B
+            self.b = self.b.expand(2, -1, -1)
+            offsets, rows = [0, 100, m], torch.arange(m - 1, -1, -1)
+            self.ragged = {"cu_seqlens_m": torch.tensor(offsets).int(), "A_idx": rows.int()}
+            self.expected = self.expected[rows]
         self.ptx = ""
 
     def run(self, patch: pytest.MonkeyPatch, schedule: str = "eager", ptx: str = "") -> None:
@@ -76,7 +84,7 @@ class Subject:
 
         patch.setattr(launching, "linked", changed)
         with quack.emulator.use("sm90", schedule=schedule, checks=("all",), sms=2):
-            quack.gemm_tuned.fn(self.a, self.b, self.out, C=self.c, config=self.config)
+            quack.gemm_tuned.fn(self.a, self.b, self.out, C=self.c, config=self.config, **self.ragged)
 
     def survives(self, patch: pytest.MonkeyPatch, ptx: str) -> bool:
         try:
@@ -94,10 +102,9 @@ def subject(name: str) -> Subject:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_kernel_is_silent(name: str, monkeypatch: pytest.MonkeyPatch):
     it = subject(name)
-    expected = it.a.double() @ it.b.double() + (it.c.double() if it.c is not None else 0)
     for schedule in ("eager", "latest", "random:1"):
         it.run(monkeypatch, schedule)
-        torch.testing.assert_close(it.out.double(), expected, atol=0.15, rtol=0.01)
+        torch.testing.assert_close(it.out.double(), it.expected, atol=0.15, rtol=0.01)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
