@@ -24,12 +24,16 @@ class PortSource(enum.Enum):
 
 @dataclass(frozen=True)
 class PortSpec:
-    """What the compiled code knows about one port. dtype and ndim describe tensors only."""
+    """What the compiled code knows about one port. dtype and ndim describe tensors only.
+
+    is_concat: the vector is stored as [even half; odd half], see `OperandSpec`.
+    """
 
     kind: PortKind
     source: PortSource
     dtype: Optional[Dtype] = None
     ndim: int = 0
+    is_concat: bool = False
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,15 @@ class VarlenStaticScheduler(TileScheduler):
             mine = first_problem + lane
             begin, rows = Int32(0), Int32(0)
             if mine < params.problems:
-                begin = params.cu_seqlens[mine]
-                rows = params.cu_seqlens[mine + 1] - begin
+                group = self.problem_of(params, mine)
+                begin = params.cu_seqlens[group]
+                rows = params.cu_seqlens[group + 1] - begin
             works = cute.ceil_div(rows, params.cluster_tile_m) * params.clusters_n
             ends = first_work + prefix_sum(works, lane)
             behind = cute.arch.popc(cute.arch.vote_ballot_sync(ends <= cursor))  # problems that end before the cursor
             is_found = behind < WARP
             if is_found:
-                problem = first_problem + behind
+                problem = self.problem_of(params, first_problem + behind)
                 start = cute.arch.shuffle_sync(begin, behind)
                 extent = cute.arch.shuffle_sync(rows, behind)
                 in_problem = cursor - cute.arch.shuffle_sync(ends - works, behind)

@@ -23,7 +23,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from ..gemm_config import GemmConfig
-from ..gemm_port import EpilogueOpSpec, PortKind, PortSource
+from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 
 
 class Scalar:
@@ -171,9 +171,21 @@ def bind_epilogue(
     arguments = arguments or ()
     bound, start = [], 0
     for spec, mixin in zip(specs, mixins, strict=True):
-        bound.append(mixin.bind(arguments[start : start + len(spec.ports)]))
+        values = arguments[start : start + len(spec.ports)]
+        bound.append(mixin.bind(tuple(in_logical_order(v, port) for v, port in zip(values, spec.ports, strict=True))))
         start += len(spec.ports)
     return tuple(bound)
+
+
+def in_logical_order(value: Any, port: PortSpec) -> Any:
+    """Device: a vector stored as two halves, so that indexing it reads the elements interleaved; else `value` itself."""
+    if not port.is_concat:
+        return value
+    half = value.shape[-1] // 2
+    layout = cute.make_layout(
+        (*value.shape[:-1], (2, half)), stride=(*value.stride[:-1], (half * value.stride[-1], value.stride[-1]))
+    )
+    return cute.make_tensor(value.iterator, layout)
 
 
 __all__ = [

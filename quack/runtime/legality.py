@@ -14,6 +14,7 @@ TILE_K_BYTES = (128, 256)
 CLUSTER_SIZES = (1, 2, 4)
 MAX_CLUSTER = 4
 INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
+PERMUTABLE = (DENSE, VARLEN_M, VARLEN_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
 
@@ -69,8 +70,33 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
 
 
+def _concat_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """Two halves along a ragged dimension would put the rows of a group in two places."""
+    a, b, d, c = spec.operands
+    named = {"A": a, "B": b, "C": c, "out": d}
+    if spec.adapter == VARLEN_M:
+        ragged = {"A": Major.INNER, "C": Major.INNER, "out": Major.INNER}
+    else:
+        ragged = {"A": Major.OUTER, "B": Major.OUTER} if spec.adapter == VARLEN_K else {}
+    for name, major in ragged.items():
+        operand = named[name]
+        if operand is not None and operand.is_concat and operand.major is major:
+            dimension = "cu_seqlens_m splits M" if spec.adapter == VARLEN_M else "cu_seqlens_k splits K"
+            yield Legality(
+                f"concat_layout names {name}, but {dimension} of {name} into groups, not into halves",
+                f"{name} in logical order",
+            )
+
+
+def _order_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    if spec.is_permuted and spec.adapter not in PERMUTABLE:
+        yield Legality(f"batch_idx_permute has no schedule with {spec.adapter}", "a call without batch_idx_permute")
+
+
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _adapter_refusals(spec)
+    yield from _concat_refusals(spec)
+    yield from _order_refusals(spec)
     yield from _operand_refusals(spec.operands)
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)

@@ -28,6 +28,7 @@ LAYERS = {
     "quack.work_stream": 2,
     "quack.varlen_adapter": 2,
     "quack.varlen_scheduler": 2,
+    "quack.problem_order": 2,
     "quack.epilogue": 2,
     "quack.gemm_base": 3,
     "quack.gemm_epilogue_plan": 3,
