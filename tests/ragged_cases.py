@@ -102,13 +102,13 @@ class RaggedOperands:
         return self.A[:, first:last], self.B[first:last], None if self.C is None else self.C[g], bias, g
 
 
-def run(t: RaggedOperands) -> None:
-    """One launch into a poisoned buffer."""
+def run(t: RaggedOperands, **options: Any) -> None:
+    """One launch into a poisoned buffer. options: further arguments."""
     case = t.case
     poison(t.out.buffer)
     quack.gemm_tuned.fn(
         t.A, t.B, t.out.tensor, C=t.C, bias=t.bias, alpha=case.alpha, beta=case.beta, config=case.config,
-        fast_accum=case.fast_accum, **{f"cu_seqlens_{case.ragged}": t.offsets},
+        fast_accum=case.fast_accum, **{f"cu_seqlens_{case.ragged}": t.offsets}, **options,
     )  # fmt: skip
 
 
