@@ -90,7 +90,7 @@ class GemmBase:
         mC = kernel_modes(c, self.specs.c)
         mD = kernel_modes(d, self.specs.d)
         problem = self.make_params(mA, mB, mD, problem_arguments)
-        grid_of_tiles = self.tile_grid(problem, self.config.tile_m, self.config.tile_n)
+        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         operands = self.make_operands(mA, mB, mC, mD)
         self.kernel(operands, problem, schedule, epilogue_arguments, counter, self.make_tiled_mma()).launch(

@@ -6,7 +6,7 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 |---|---|---|
 | `scheduler_class` | constructor | the scheduler that enumerates this kind of problem |
 | `make_params` | host `__call__`, once | the numbers the other hooks need |
-| `tile_grid` | host `__call__`, once | what the scheduler's `make_params` takes |
+| `tile_grid`, `scheduler_arguments` | host `__call__`, once | what the scheduler's `make_params` takes |
 | `tma_tensor` | host `__call__`, per TMA operand | the tensor that its TMA descriptor describes |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
 | `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
@@ -68,6 +68,10 @@ class ProblemAdapter:
     def tile_grid(self, params, tile_m: int, tile_n: int) -> Any:
         """Host. Tiles that cover the problems, rounded up, as the scheduler's `make_params` takes them."""
         raise NotImplementedError
+
+    def scheduler_arguments(self, params, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
+        """Host. What the scheduler's `make_params` takes: `tile_grid`, and whatever a mixin adds."""
+        return self.tile_grid(params, tile_m, tile_n)
 
     def tma_tensor(self, which: "Operand", tensor: cute.Tensor) -> cute.Tensor:
         """Host. `tensor` in kernel mode order, with whatever modes `operand` needs to slice it."""

@@ -9,15 +9,13 @@ permutation contain none of this.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Optional
 
-import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
 from .gemm_config import GemmConfig
-from .gemm_problem_adapter import Operand, ProblemAdapter, ProblemShape
-from .gemm_work import WorkDesc
+from .gemm_problem_adapter import ProblemAdapter
 from .tile_scheduler import (
     DynamicPersistentScheduler,
     SingleTileScheduler,
@@ -87,32 +85,16 @@ PERMUTED_SCHEDULER: dict[type[TileScheduler], type[TileScheduler]] = {
 }
 
 
-class PermutedParams(NamedTuple):
-    """plain: the params of the adapter behind the mixin; permutation: int32 (problems,)."""
-
-    plain: Any
-    permutation: cute.Tensor
-
-
 class PermutedProblems(ProblemAdapter):
     """Adapter mixin: takes the permutation as one more argument, the last, and hands it to the scheduler."""
 
     def scheduler_class(self, config: GemmConfig) -> type[TileScheduler]:
         return PERMUTED_SCHEDULER[super().scheduler_class(config)]
 
-    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: tuple) -> PermutedParams:
-        return PermutedParams(super().make_params(a, b, d, arguments[:-1] or None), arguments[-1])
+    def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]):
+        assert arguments is not None
+        return super().make_params(a, b, d, arguments[:-1] or None)
 
-    def tile_grid(self, params: PermutedParams, tile_m: int, tile_n: int) -> tuple:
-        return (*super().tile_grid(params.plain, tile_m, tile_n), params.permutation)
-
-    def problem_shape(self, params: PermutedParams, work: WorkDesc) -> ProblemShape:
-        return super().problem_shape(params.plain, work)
-
-    def k_tiles(self, params: PermutedParams, work: WorkDesc, tile_k: int) -> Int32:
-        return super().k_tiles(params.plain, work, tile_k)
-
-    def operand(
-        self, params: PermutedParams, which: cutlass.Constexpr[Operand], tensor: cute.Tensor, work: WorkDesc
-    ) -> cute.Tensor:
-        return super().operand(params.plain, which, tensor, work)
+    def scheduler_arguments(self, params: Any, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
+        assert arguments is not None
+        return (*super().scheduler_arguments(params, arguments[:-1] or None, tile_m, tile_n), arguments[-1])

@@ -167,6 +167,7 @@ def ragged_cases() -> list[RaggedConcatCase]:
         RaggedConcatCase(m, (("B", -1),), bias=True),
         RaggedConcatCase(replace(m, b_major="n", config=PINGPONG), (("B", -2),)),
         RaggedConcatCase(replace(m, out_major="m"), (("out", -1),), bias=True),
+        RaggedConcatCase(replace(m, out_major="m", c="bf16", c_major="m"), (("B", -1), ("C", -1), ("out", -1))),
         RaggedConcatCase(replace(m, dtype="e4m3", k=272), (("B", -1),)),
         RaggedConcatCase(k, (("C", -2), ("out", -2)), bias=True),
         RaggedConcatCase(replace(k, out_major="m"), (("out", -1),), bias=True),

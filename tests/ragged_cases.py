@@ -38,6 +38,7 @@ class RaggedCase:
     out_major: str = "n"
     odd: bool = False
     c: Optional[str] = None
+    c_major: str = "n"
     alpha: float = 1.0
     beta: float = 1.0
     bias: bool = False
@@ -49,6 +50,7 @@ class RaggedCase:
         parts = [f"varlen_{self.ragged}", f"{len(self.sizes)}groups{sum(self.sizes)}", f"{self.m}x{self.n}x{self.k}"]
         parts += [self.dtype, self.out, f"{self.a_major or ''}{self.b_major or ''}{self.out_major}"]
         parts += [name for name in ("odd", "c", "bias", "fast_accum") if getattr(self, name)]
+        parts += ["c_major=m"] if self.c_major == "m" else []
         return "-".join(parts) + (f"-{self.config}".replace(" ", "_") if self.config else "")
 
     @property
@@ -82,7 +84,7 @@ class RaggedOperands:
         self.out: View = make_view(shape, DTYPES[case.out], unit, pitch, "outer", device)
         self.C = None
         if case.c is not None:
-            self.C = make_view(shape, DTYPES[case.c], 2, "padded", "outer", device).tensor
+            self.C = make_view(shape, DTYPES[case.c], 2 if case.c_major == "n" else 1, "padded", "outer", device).tensor
             self.C.copy_(torch.randn(self.C.shape, generator=generator, device=device))
         self.bias = None
         if case.bias:
@@ -157,6 +159,7 @@ def cases() -> list[RaggedCase]:
         RaggedCase("m", SIZES, n=136, k=72, out_major="m", nan_group=1),
         RaggedCase("m", SIZES, n=131, k=72, odd=True, nan_group=3),
         RaggedCase("m", SIZES, n=136, k=72, c="bf16", alpha=0.5, beta=-2.0, bias=True, nan_group=0),
+        RaggedCase("m", SIZES, n=136, k=72, c="bf16", c_major="m", nan_group=1),
         RaggedCase("m", SIZES, n=136, k=72, dtype="fp16", out="fp32", nan_group=1),
         RaggedCase("m", SIZES, n=136, k=272, dtype="e4m3", out="bf16", nan_group=1),
     ]

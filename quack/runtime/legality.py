@@ -68,6 +68,8 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality("cu_seqlens_m has a static persistent schedule only", "dynamic_scheduler=False")
     if spec.adapter == VARLEN_M and operands.d.is_tma and operands.d.major is not Major.INNER:
         yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
+    if spec.adapter == VARLEN_M and operands.c is not None and operands.c.is_tma and operands.c.major is Major.OUTER:
+        yield Legality("with cu_seqlens_m an M-major C is read by element", "an N-major C")
 
 
 def _concat_refusals(spec: GemmSpec) -> Iterator[Legality]:

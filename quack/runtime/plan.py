@@ -208,6 +208,8 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     if request.cu_seqlens_m is not None and d.major is Major.OUTER:
         # TMA writes whole 16-byte chunks, which would reach into the next group's rows.
         d = replace(d, align=d.dtype.bytes)
+    if request.cu_seqlens_m is not None and c is not None and c.major is Major.OUTER:
+        c = replace(c, align=c.dtype.bytes)  # TMA boxes begin at multiples of 16 bytes, groups at any row
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
