@@ -10,7 +10,11 @@ from cutlass import Int32
 from cutlass.cute import runtime as cute_runtime
 
 import quack
+from quack.compose import permuted
+from quack.gemm_config import GemmConfig
 from quack.problem_order import PermutedDynamicScheduler, PermutedStaticScheduler, PermutedVarlenScheduler
+from quack.runtime.compile import resolve
+from quack.runtime.legality import PERMUTABLE
 from quack.tile_scheduler import TileScheduler
 from tests.order_cases import (
     SCHEDULES,
@@ -39,6 +43,15 @@ def test_every_role_uses_the_vector(schedule: str):
 def test_every_role_uses_the_vector_ragged(kind: str):
     with quack.emulator.use("sm90", sms=4):
         run_and_verify_repeated_ragged(kind, "cpu")
+
+
+@pytest.mark.parametrize("name", PERMUTABLE)
+def test_whatever_legality_admits_has_a_permuted_scheduler(name: str):
+    for schedule in ({}, {"is_dynamic_persistent": True}, {"is_persistent": False}):
+        config = GemmConfig(**schedule)
+        plain = resolve(name)().scheduler_class(config)
+        kind = permuted(resolve(name))().scheduler_class(config)
+        assert issubclass(kind, plain) and kind is not plain
 
 
 class Visits:

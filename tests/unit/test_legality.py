@@ -11,7 +11,7 @@ import pytest
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import epilogue_scratch_bytes, legality
-from quack.runtime.spec import GemmSpec, UnsupportedGemm
+from quack.runtime.spec import DENSE, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
 from tests.unit.ledger import full_epilogue, gemm, operands
 
@@ -64,6 +64,28 @@ def test_refusal_names_the_values(config: dict[str, Any], specs: OperandSpecs, w
     assert caught.value.reason == verdict.reason and caught.value.alternative == verdict.alternative
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{caught.value} does not mention {missing}"
+
+
+def test_an_order_needs_an_adapter_with_a_permuted_schedule():
+    spec = replace(gemm(GemmConfig(), operands()), is_permuted=True)
+    assert legality(spec).ok
+    verdict = legality(replace(spec, adapter="elsewhere:Adapter"))
+    assert "batch_idx_permute" in str(verdict.reason) and "elsewhere:Adapter" in str(verdict.reason)
+
+
+def test_halves_of_a_ragged_dimension_are_refused():
+    """Which dimension holds the halves follows from the major: only that of M (varlen-M) or K (varlen-K) is refused."""
+    halves = {"is_concat": True}
+    for adapter, majors, side, ok in (
+        (VARLEN_M, "kkn", "a", False), (VARLEN_M, "kkn", "d", False), (VARLEN_M, "kkn", "b", True),
+        (VARLEN_M, "knn", "b", True), (VARLEN_K, "mnn", "a", False), (VARLEN_K, "mnn", "b", False),
+        (VARLEN_K, "mnn", "d", True), (VARLEN_K, "mnm", "d", True), (DENSE, "mnm", "a", True),
+    ):  # fmt: skip
+        specs = operands(majors=majors)
+        specs = specs._replace(**{side: replace(getattr(specs, side), **halves)})
+        verdict = legality(gemm(GemmConfig(128, 128), specs, adapter=adapter))
+        assert verdict.ok == ok, (adapter, majors, side, verdict)
+        assert ok or "concat_layout" in str(verdict.reason)
 
 
 def test_other_architectures_are_refused_by_name():
