@@ -366,9 +366,9 @@ def gemm_ref(
     """`gemm` in plain torch, computed in fp32: the oracle."""
     dtype = out.dtype if out is not None else out_dtype or (torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype)
     names = concat_names(concat_layout) or ()
-    A, B, bias = (
-        interleaved(n, t) if n in names and t is not None else t for n, t in (("A", A), ("B", B), ("bias", bias))
-    )
+    A, B = (interleaved(name, t) if name in names else t for name, t in (("A", A), ("B", B)))
+    if bias is not None and "bias" in names:
+        bias = interleaved("bias", bias)
     result = alpha * (A.float() @ B.float())
     if bias is not None:
         result = result + bias.float().unsqueeze(-2)

@@ -54,7 +54,9 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     from ..compose import compose, permuted
 
     mixins = [resolve(op.mixin) for op in spec.epilogue]
-    adapter = permuted(resolve(spec.adapter)) if spec.is_permuted else resolve(spec.adapter)
+    adapter = resolve(spec.adapter)
+    if spec.is_permuted:
+        adapter = permuted(adapter)
     kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, resolve(spec.plan), *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None
