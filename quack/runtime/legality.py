@@ -6,7 +6,7 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
-from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
+from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
 from .spec import DENSE, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
@@ -168,6 +168,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
     has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma
     reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
+    if _has_halves_by_element(spec):
+        reserved = HALVES_REGISTERS
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
@@ -181,6 +183,14 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def _has_halves_by_element(spec: GemmSpec) -> bool:
+    """Whether neither C nor D goes through TMA and one of them, or a vector, is stored as two halves."""
+    c, d = spec.operands.c, spec.operands.d
+    if c is None or c.is_tma or d.is_tma:
+        return False
+    return c.is_concat or d.is_concat or any(port.is_concat for op in spec.epilogue for port in op.ports)
 
 
 def epilogue_scratch_bytes(epilogue: tuple[EpilogueOpSpec, ...], config: GemmConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
+from quack.gemm_port import PortKind
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import epilogue_scratch_bytes, legality
 from quack.runtime.spec import DENSE, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
@@ -114,6 +115,16 @@ def kinds() -> dict[str, GemmSpec]:
     return rows
 
 
+def in_halves(spec: GemmSpec) -> GemmSpec:
+    """Every operand and vector stored as two halves."""
+    stored = [operand and replace(operand, is_concat=True) for operand in spec.operands]
+    ops = [
+        replace(op, ports=tuple(replace(p, is_concat=p.kind is not PortKind.SCALAR) for p in op.ports))
+        for op in spec.epilogue
+    ]
+    return replace(spec, operands=OperandSpecs(*stored), epilogue=tuple(ops))
+
+
 def configurations(kind: GemmSpec) -> Iterator[GemmSpec]:
     grid = itertools.product(
         (64, 128, 192, 256), range(16, 257, 16), (1, 2), (False, True), ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))
@@ -176,3 +187,20 @@ def test_legal_configurations_compile_without_spills(name: str):
     now, budget = kernel_facts(spec), budget_of(spec)
     assert now["spill_bytes"] == 0 and now["wgmma_serialized"] == 0, now
     assert budget.smem_bytes - 1024 <= now["smem_bytes"] <= budget.smem_bytes
+
+
+@pytest.mark.parametrize("name", ["bf16 mkm", "elements of C and D", "elements of C and D, all mixins"])
+def test_operands_in_halves_compile_without_spills(name: str):
+    """The most accumulators for one, two and three warpgroups, where addresses take the most registers.
+
+    Ping-pong kernels that store D by element serialise wgmma on some tiles, with halves or without: none may be added.
+    """
+    legal = [s for s in configurations(in_halves(kinds()[name])) if legality(s).ok]
+    for warpgroups in (1, 2, 3):
+        spec = max(
+            (s for s in legal if budget_of(s).mma_warpgroups == warpgroups),
+            key=lambda s: budget_of(s).accumulator_registers,
+        )
+        now, plain = kernel_facts(spec), kernel_facts(replace(kinds()[name], config=spec.config))
+        assert now["spill_bytes"] == 0, (spec.config, now)
+        assert now["wgmma_serialized"] <= plain["wgmma_serialized"], (spec.config, now)
