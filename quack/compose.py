@@ -1,11 +1,13 @@
-"""The one place where mixins become a kernel class."""
+"""The one place where mixins become a class."""
 
 import functools
 
 from .epilogue.protocol import EpilogueMixin
 from .gemm_base import GemmBase
 from .gemm_epilogue_plan import EpiloguePlan
+from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import ProblemAdapter
+from .problem_order import PermutedProblems
 
 
 @functools.cache
@@ -21,3 +23,10 @@ def compose(
             raise TypeError(f"{mixin.__name__} is not an EpilogueMixin")
     name = "_".join(cls.__name__ for cls in (arch, adapter, plan, *epilogue))
     return type(name, (adapter, plan, arch), {"epilogue": epilogue})
+
+
+@functools.cache
+def permuted(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
+    """The adapter with its problems worked through in the order of one more argument (`batch_idx_permute`)."""
+    arguments = adapter.arguments | {"batch_idx_permute": ArgumentKind.INT32_VECTOR}
+    return type(f"Permuted{adapter.__name__}", (PermutedProblems, adapter), {"arguments": arguments})

@@ -90,7 +90,7 @@ class GemmBase:
         mC = kernel_modes(c, self.specs.c)
         mD = kernel_modes(d, self.specs.d)
         problem = self.make_params(mA, mB, mD, problem_arguments)
-        grid_of_tiles = self.tile_grid(problem, self.config.tile_m, self.config.tile_n)
+        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         operands = self.make_operands(mA, mB, mC, mD)
         self.prepare(problem, operands, stream)
@@ -106,19 +106,26 @@ class GemmBase:
 
 @cute.jit
 def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) -> Optional[cute.Tensor]:
-    """Relabel a torch-ordered matrix or batch of matrices as (outer, inner, L); no data moves."""
+    """Relabel a torch-ordered matrix or batch of matrices as (outer, inner, L); no data moves.
+
+    Concatenated halves become one mode ((2, extent / 2)), which tiles, TMA and plain indexing walk in interleaved order.
+    """
     if cutlass.const_expr(tensor is None):
         return None
     first = spec.ndim - 2
     outer, inner = (first + 1, first) if spec.transposed else (first, first + 1)
     batch, batch_stride = (tensor.shape[0], tensor.stride[0]) if spec.ndim == 3 else (1, 0)
-    return cute.make_tensor(
-        tensor.iterator,
-        cute.make_layout(
-            (tensor.shape[outer], tensor.shape[inner], batch),
-            stride=(tensor.stride[outer], tensor.stride[inner], batch_stride),
-        ),
-    )
+    shape, stride = [tensor.shape[outer], tensor.shape[inner]], [tensor.stride[outer], tensor.stride[inner]]
+    if cutlass.const_expr(spec.is_concat):
+        split = 0 if spec.major is Major.INNER else 1
+        shape[split], stride[split] = interleaved_halves(shape[split], stride[split])
+    return cute.make_tensor(tensor.iterator, cute.make_layout((*shape, batch), stride=(*stride, batch_stride)))
+
+
+def interleaved_halves(extent, stride) -> tuple[tuple, tuple]:
+    """(shape, stride) of a mode whose memory holds its even and then its odd elements."""
+    half = extent // 2
+    return (2, half), (half * stride, stride)
 
 
 def is_inner_major(spec: OperandSpec) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from .gemm_config import GemmConfig
 from .heuristics import sm90
+from .runtime.concat import concat_names, interleaved, store_halves
 from .runtime.device import device_of, emulation_key
 from .runtime.plan import (
     EmptyPlan,
@@ -28,6 +29,7 @@ from .runtime.plan import (
     port_values,
     prepare,
 )
+from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
 
 Scalar = Union[float, torch.Tensor]
@@ -50,9 +52,11 @@ def _launch(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
+    concat_layout: Optional[tuple[str, ...]] = None,
+    batch_idx_permute: Optional[torch.Tensor] = None,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute)
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -61,26 +65,28 @@ def _launch(
         )  # fmt: skip
     except (AttributeError, RuntimeError):
         prepare(
-            GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged)
+            GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
         )  # says what is wrong
         raise
     if not A.is_cuda:
         key = (*key, emulation_key())
     plain = (
         C is None and bias is None and type(alpha) is float and alpha == 1.0
-        and cu_seqlens_m is None and cu_seqlens_k is None and A_idx is None
+        and cu_seqlens_m is None and cu_seqlens_k is None and concat_layout is None and batch_idx_permute is None
+        and A_idx is None
     )  # fmt: skip
     if not plain:
         key = (
             *key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta),
-            _signature(cu_seqlens_m), _signature(cu_seqlens_k), _signature(A_idx),
+            _signature(cu_seqlens_m), _signature(cu_seqlens_k), _signature(A_idx), concat_layout,
+            _signature(batch_idx_permute),
         )  # fmt: skip
     try:
         plan = _plans.get(key)
     except TypeError:  # an unhashable argument: `prepare` says which
         plan = None
     if plan is None:
-        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged))
+        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special))
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -90,9 +96,11 @@ def _launch(
     if plain:
         plan.run(A, B, None, out, None)
         return
-    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *ragged)
+    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
     check_aliases(request)
     check_indices(request)
+    if batch_idx_permute is not None:
+        check_permutation_values(batch_idx_permute)
     plan.run(A, B, request.used_c, out, port_values(request), request.problem_arguments)
 
 
@@ -147,6 +155,11 @@ def _refuse_unbuilt(**arguments: object) -> None:
             raise UnsupportedGemm(f"{name} has no kernel in this version of quack", f"a call without {name}")
 
 
+def _split_names(concat_layout: str) -> Optional[tuple[str, ...]]:
+    """`concat_layout` as an op takes it: joined by commas, empty for None."""
+    return tuple(concat_layout.split(",")) if concat_layout else None
+
+
 # torch.compile sees one opaque op with a declared mutation; eager calls never pass through the dispatcher.
 @torch.library.custom_op("quack::gemm_out", mutates_args={"out"})
 def _gemm_op(
@@ -164,6 +177,8 @@ def _gemm_op(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
+    concat_layout: str = "",
+    batch_idx_permute: Optional[torch.Tensor] = None,
 ) -> None:
     _launch(
         A,
@@ -179,6 +194,8 @@ def _gemm_op(
         cu_seqlens_m,
         cu_seqlens_k,
         A_idx,
+        _split_names(concat_layout),
+        batch_idx_permute,
     )
 
 
@@ -198,6 +215,8 @@ def _(
     cu_seqlens_m=None,
     cu_seqlens_k=None,
     A_idx=None,
+    concat_layout="",
+    batch_idx_permute=None,
 ):
     return None
 
@@ -216,11 +235,12 @@ def _gemm_add_inplace_op(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
+    concat_layout: str = "",
 ) -> None:
     alpha_value = alpha if alpha_tensor is None else alpha_tensor
     beta_value = beta if beta_tensor is None else beta_tensor
-    ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
-    _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *ragged)
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, _split_names(concat_layout))
+    _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *special)
 
 
 @_gemm_add_inplace_op.register_fake
@@ -236,6 +256,7 @@ def _(
     cu_seqlens_m=None,
     cu_seqlens_k=None,
     A_idx=None,
+    concat_layout="",
 ):
     return None
 
@@ -276,15 +297,19 @@ def gemm(
     A_idx int32, with either of them: A is larger, (any, K) or (M, any), and row r of the product's A is A[A_idx[r]], A_idx
     (total_m,), or its column k is A[:, A_idx[k]], A_idx (total_k,). Indices may repeat and must be in range: QUACK_DEBUG=1
     in the environment checks that before each launch (IndexError; waits for the device), otherwise nothing does.
-    Not built yet and refused: batch permutation, concatenated layouts, split-K, stochastic rounding.
+    batch_idx_permute (L,) int32: a permutation of the batch (group) indices, the order in which the device works through
+    them; the result does not depend on it. The longest first, with dynamic_scheduler, balances groups best. The values
+    are read on the device; QUACK_DEBUG=1 checks them. Needs a batch or groups.
+    concat_layout: names out of "A", "B", "C", "bias", "out", whose dimension that is not contiguous (the last of bias)
+    holds [first half; second half], meant as 0, n/2, 1, n/2 + 1, ... So a gated layer's W1 (2I, K) is B = W1.mT with
+    concat_layout=("B",): columns 2j and 2j + 1 of out are the gate and the up projection. No copy is made. That dimension
+    is even; names of operands that the call does not have mean nothing.
+    Not built yet and refused: split-K, stochastic rounding.
     """
-    if (
-        batch_idx_permute is not None or concat_layout is not None or split_k != 1 or rounding_mode
-    ):  # fmt: skip
-        _refuse_unbuilt(
-            batch_idx_permute=batch_idx_permute, concat_layout=concat_layout,
-            split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None,
-        )  # fmt: skip
+    if split_k != 1 or rounding_mode:
+        _refuse_unbuilt(split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None)
+    if concat_layout is not None:
+        concat_layout = concat_names(concat_layout)
     if out is None:
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     elif out_dtype is not None:
@@ -293,10 +318,13 @@ def gemm(
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx,
+            A_idx, ",".join(concat_layout or ()), batch_idx_permute,
         )  # fmt: skip
         return out
-    _launch(A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx)
+    _launch(
+        A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
+        A_idx, concat_layout, batch_idx_permute,
+    )  # fmt: skip
     return out
 
 
@@ -310,6 +338,7 @@ def gemm_add(
     out_dtype: Optional[torch.dtype] = None,
     dynamic_scheduler: bool = False,
     tuned: bool = True,
+    concat_layout: Optional[tuple[str, ...]] = None,
     *,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
@@ -320,7 +349,10 @@ def gemm_add(
     cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
+    concat_layout: as in `gemm`; in place it names both C and out, or neither.
     """
+    if concat_layout is not None:
+        concat_layout = concat_names(concat_layout)
     if C is None:
         raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
     ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
@@ -333,25 +365,16 @@ def gemm_add(
         beta_value, beta_tensor = _split_scalar(beta)
         if out is C:
             _gemm_add_inplace_op(
-                A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler, *ragged
-            )
+                A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler, *ragged,
+                ",".join(concat_layout or ()),
+            )  # fmt: skip
         else:
             _gemm_op(
-                A,
-                B,
-                out,
-                C,
-                None,
-                alpha_value,
-                beta_value,
-                alpha_tensor,
-                beta_tensor,
-                False,
-                dynamic_scheduler,
-                *ragged,
-            )
+                A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor, False, dynamic_scheduler,
+                *ragged, ",".join(concat_layout or ()),
+            )  # fmt: skip
         return out
-    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged)
+    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout)
     return out
 
 
@@ -363,9 +386,12 @@ def gemm_add_inplace(
     beta: Scalar = 1.0,
     dynamic_scheduler: bool = False,
     tuned: bool = True,
+    concat_layout: Optional[tuple[str, ...]] = None,
 ) -> None:
-    """out = alpha * A @ B + beta * out."""
-    gemm_add(A, B, out, out, alpha, beta, dynamic_scheduler=dynamic_scheduler)
+    """out = alpha * A @ B + beta * out. concat_layout: as in `gemm`."""
+    if concat_layout is not None and "out" in concat_layout:
+        concat_layout = (*concat_layout, "C")
+    gemm_add(A, B, out, out, alpha, beta, dynamic_scheduler=dynamic_scheduler, concat_layout=concat_layout)
 
 
 def gemm_out(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, **options) -> None:
@@ -385,13 +411,18 @@ def gemm_ref(
     bias: Optional[torch.Tensor] = None,
     alpha: Scalar = 1.0,
     out_dtype: Optional[torch.dtype] = None,
+    concat_layout: Optional[tuple[str, ...]] = None,
 ) -> torch.Tensor:
     """`gemm` in plain torch, computed in fp32: the oracle."""
     dtype = out.dtype if out is not None else out_dtype or (torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype)
+    names = concat_names(concat_layout) or ()
+    A, B = (interleaved(name, t) if name in names else t for name, t in (("A", A), ("B", B)))
+    if bias is not None and "bias" in names:
+        bias = interleaved("bias", bias)
     result = alpha * (A.float() @ B.float())
     if bias is not None:
         result = result + bias.float().unsqueeze(-2)
-    return result.to(dtype) if out is None else out.copy_(result)
+    return _store_ref(result, out, dtype, "out" in names)
 
 
 def gemm_add_ref(
@@ -402,10 +433,19 @@ def gemm_add_ref(
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
     out_dtype: Optional[torch.dtype] = None,
+    concat_layout: Optional[tuple[str, ...]] = None,
 ) -> torch.Tensor:
     """`gemm_add` in plain torch, computed in fp32: the oracle."""
+    names = concat_names(concat_layout) or ()
+    A, B, C = (interleaved(name, t) if name in names else t for name, t in (("A", A), ("B", B), ("C", C)))
     result = alpha * (A.float() @ B.float()) + beta * C.float()
-    return result.to(out_dtype or A.dtype) if out is None else out.copy_(result)
+    return _store_ref(result, out, out_dtype or A.dtype, "out" in names)
+
+
+def _store_ref(result: torch.Tensor, out: Optional[torch.Tensor], dtype: torch.dtype, is_concat: bool) -> torch.Tensor:
+    if out is None:
+        out = torch.empty_like(result, dtype=dtype)
+    return store_halves(out, result) if is_concat else out.copy_(result)
 
 
 class _Tuned:
@@ -432,17 +472,20 @@ class _Tuned:
         concat_layout: Optional[tuple[str, ...]] = None,
         fast_accum: bool = False,
     ) -> None:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out."""
-        _refuse_unbuilt(
-            batch_idx_permute=batch_idx_permute, concat_layout=concat_layout, rounding_mode=rounding_mode or None,
-        )  # fmt: skip
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout."""
+        _refuse_unbuilt(rounding_mode=rounding_mode or None)
+        if concat_layout is not None:
+            concat_layout = concat_names(
+                (*concat_layout, "C") if add_to_output and "out" in concat_layout else concat_layout
+            )
         if add_to_output:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
         _launch(
-            A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx
-        )
+            A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
+            A_idx, concat_layout, batch_idx_permute,
+        )  # fmt: skip
 
     __call__ = fn
 

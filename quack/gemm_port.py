@@ -36,12 +36,16 @@ GROUPED_WORDS = 16  # columns of INT64_ROWS: 128 bytes
 
 @dataclass(frozen=True)
 class PortSpec:
-    """What the compiled code knows about one port. dtype and ndim describe tensors only."""
+    """What the compiled code knows about one port. dtype and ndim describe tensors only.
+
+    is_concat: the vector is stored as [even half; odd half], see `OperandSpec`.
+    """
 
     kind: PortKind
     source: PortSource
     dtype: Optional[Dtype] = None
     ndim: int = 0
+    is_concat: bool = False
 
 
 @dataclass(frozen=True)

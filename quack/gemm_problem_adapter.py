@@ -6,10 +6,11 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 |---|---|---|
 | `scheduler_class` | constructor | the scheduler that enumerates this kind of problem |
 | `make_params` | host `__call__`, once | the numbers the other hooks need |
-| `tile_grid` | host `__call__`, once | what the scheduler's `make_params` takes |
+| `tile_grid`, `scheduler_arguments` | host `__call__`, once | what the scheduler's `make_params` takes |
 | `tma_tensor` | host `__call__`, per TMA operand | the tensor that its TMA descriptor describes |
 | `prepare` | host `__call__`, before the launch | kernels that must run first |
-| `descriptor` | load and epilogue roles, per work | the TMA descriptor of an operand, if each problem has its own |
+| `acquire` | load and epilogue roles, per work | makes the problem's own TMA descriptors visible, if it has some |
+| `descriptor` | load and epilogue roles, per work | such a descriptor |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
 | `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
@@ -43,6 +44,9 @@ class ProblemShape(NamedTuple):
     m: Int32
     n: Int32
     k: Int32
+
+
+NO_PROBLEM = -1
 
 
 class TileGrid(NamedTuple):
@@ -89,6 +93,10 @@ class ProblemAdapter:
         """Host. Tiles that cover the problems, rounded up, as the scheduler's `make_params` takes them."""
         raise NotImplementedError
 
+    def scheduler_arguments(self, params, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
+        """Host. What the scheduler's `make_params` takes: `tile_grid`, and whatever a mixin adds."""
+        return self.tile_grid(params, tile_m, tile_n)
+
     def tma_tensor(self, which: "Operand", tensor: cute.Tensor) -> cute.Tensor:
         """Host. `tensor` in kernel mode order, with whatever modes `operand` needs to slice it."""
         return tensor
@@ -96,8 +104,13 @@ class ProblemAdapter:
     def prepare(self, params, operands, stream) -> None:
         """Host. Launch what must run before the kernel; `operands` are the kernel's."""
 
+    def acquire(self, params, which: tuple["Operand", ...], work: WorkDesc, held: Int32) -> Int32:
+        """Device, the warps that use `descriptor` for these operands, before they do. held: the problem whose descriptors they
+        acquired last, NO_PROBLEM at first. Returns the problem now held."""
+        return held
+
     def descriptor(self, params, which: "Operand", work: WorkDesc) -> Optional[cute.Pointer]:
-        """Device, whole warps that will use it. The TMA descriptor of this problem, acquired; None: the launch's own."""
+        """Device, after `acquire`. The TMA descriptor of this problem; None: the launch's own."""
         return None
 
     def problem_shape(self, params, work: WorkDesc) -> ProblemShape:

@@ -9,6 +9,7 @@ import torch
 
 from .gemm_config import GemmConfig
 from .gemm_interface import Scalar, _check_out_dtype, _output, _scalar_kind, _signature, _split_scalar
+from .runtime.debug import is_debugging
 from .runtime.device import EMULATED, emulation_key, is_capturing, raw_stream
 from .runtime.grouped import (
     GroupedOptions,
@@ -85,6 +86,9 @@ class GroupedPlan:
     Other tensors than those planned may be passed if they have the same shapes, strides, dtypes and alignment; out, C and
     bias may be replaced likewise. With tensors at known addresses a call is one launch (of each kind of problem), else the
     tables are written first. Calls can be captured in CUDA graphs; replays see new contents, not new addresses.
+
+    The same tensor objects count as being where they were: after `tensor.data = ...`, `set_` or `resize_` pass them to a new
+    plan, or to `gemm_grouped`. QUACK_DEBUG=1, set when the plan is made, has every call compare the addresses.
     """
 
     def __init__(self, tensors: GroupedTensors, options: GroupedOptions):
@@ -92,6 +96,7 @@ class GroupedPlan:
         self._program = _program(tensors, options) if tensors.A else GroupedProgram([], [])
         self._signatures = [_signature(tensor) for tensor in tensors.flat()]
         self._ports = _ports(tensors, options)
+        self._is_debugging = is_debugging()
         self._remember(tensors)
 
     def __call__(
@@ -111,6 +116,7 @@ class GroupedPlan:
             if (
                 len(inputs) == len(self._inputs)
                 and all(map(is_, inputs, self._inputs))
+                and not (self._is_debugging and list(map(data_ptr, inputs)) != self._pointers)
                 and raw_stream(self._device) == self._stream
                 and not is_capturing(self._device)
             ):

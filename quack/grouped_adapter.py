@@ -122,14 +122,20 @@ class GroupedAdapter(ProblemAdapter):
         return manager.get_tensormap_ptr(pointer, cute.AddressSpace.generic)
 
     @cute.jit
-    def descriptor(
-        self, params: GroupedParams, which: cutlass.Constexpr[Operand], work: WorkDesc
-    ) -> Optional[cute.Pointer]:
-        pointer = self.descriptor_pointer(params, which, work.problem)
-        import os
-        if cutlass.const_expr(not os.environ.get("NOFENCE")):
-            cpasync.fence_tma_desc_acquire(pointer)
-        return pointer
+    def acquire(
+        self,
+        params: GroupedParams,
+        which: cutlass.Constexpr[tuple[Operand, ...]],
+        work: WorkDesc,
+        held: Int32,
+    ) -> Int32:
+        if work.problem != held:
+            for i in cutlass.range_constexpr(len(which)):
+                cpasync.fence_tma_desc_acquire(self.descriptor_pointer(params, which[i], work.problem))
+        return work.problem
+
+    def descriptor(self, params: GroupedParams, which: Operand, work: WorkDesc) -> cute.Pointer:
+        return self.descriptor_pointer(params, which, work.problem)
 
     @cute.jit
     def problem_shape(self, params: GroupedParams, work: WorkDesc) -> ProblemShape:

@@ -54,11 +54,11 @@ class SearchScheduler(TileScheduler):
         raise NotImplementedError
 
     @cute.jit
-    def measure_or_nothing(self, params: Any, problem: Int32) -> ProblemTiles:
-        """Device, one lane. Problems beyond the last have no tiles."""
+    def measure_or_nothing(self, params: Any, ordinal: Int32) -> ProblemTiles:
+        """Device, one lane. The problem that is worked through at this place; beyond the last there are no tiles."""
         tiles = no_tiles()
-        if problem < params.problems:
-            tiles = self.measure(params, problem)
+        if ordinal < params.problems:
+            tiles = self.measure(params, self.problem_of(params, ordinal))
         return tiles
 
     @cute.jit
@@ -86,7 +86,7 @@ class SearchScheduler(TileScheduler):
             behind = cute.arch.popc(cute.arch.vote_ballot_sync(ends <= cursor))  # problems that end before the cursor
             is_found = behind < WARP
             if is_found:
-                problem = first_problem + behind
+                problem = self.problem_of(params, first_problem + behind)
                 found = ProblemTiles(*(cute.arch.shuffle_sync(value, behind) for value in tiles))
                 in_problem = cursor - cute.arch.shuffle_sync(ends - works, behind)
             first_work = cute.arch.shuffle_sync(ends, WARP - 1)

@@ -144,6 +144,10 @@ class TileScheduler:
         """Device, any thread. This cluster's first cursor, its id: no communication before the first work."""
         return cute.arch.block_idx()[0] // self.cluster_m
 
+    def problem_of(self, params, ordinal: Int32) -> Int32:
+        """Device or host. The problem that is worked through as the `ordinal`-th; see `problem_order`."""
+        return ordinal
+
     @cute.jit
     def work_at(
         self,
@@ -171,7 +175,7 @@ class TileScheduler:
         return WorkDesc(
             tile_m=Int32(cluster_tile_m * self.cluster_m + cta_in_cluster_m),
             tile_n=Int32(cluster_tile_n * self.cluster_n + cta_in_cluster_n),
-            problem=Int32(problem),
+            problem=Int32(self.problem_of(params, problem)),
             start=Int32(0),
             m=Int32(0),
             n=Int32(0),

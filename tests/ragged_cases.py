@@ -41,6 +41,7 @@ class RaggedCase:
     out_major: str = "n"
     odd: bool = False
     c: Optional[str] = None
+    c_major: str = "n"
     alpha: float = 1.0
     beta: float = 1.0
     bias: bool = False
@@ -54,6 +55,7 @@ class RaggedCase:
         parts += [f"from{self.pool}"] if self.pool is not None else []
         parts += [self.dtype, self.out, f"{self.a_major or ''}{self.b_major or ''}{self.out_major}"]
         parts += [name for name in ("odd", "c", "bias", "fast_accum") if getattr(self, name)]
+        parts += ["c_major=m"] if self.c_major == "m" else []
         return "-".join(parts) + (f"-{self.config}".replace(" ", "_") if self.config else "")
 
     @property
@@ -88,7 +90,7 @@ class RaggedOperands:
         self.out: View = make_view(shape, DTYPES[case.out], unit, pitch, "outer", device)
         self.C = None
         if case.c is not None:
-            self.C = make_view(shape, DTYPES[case.c], 2, "padded", "outer", device).tensor
+            self.C = make_view(shape, DTYPES[case.c], 2 if case.c_major == "n" else 1, "padded", "outer", device).tensor
             self.C.copy_(torch.randn(self.C.shape, generator=generator, device=device))
         self.bias = None
         if case.bias:
@@ -124,13 +126,13 @@ class RaggedOperands:
         return A[:, first:last], self.B[first:last], None if self.C is None else self.C[g], bias, g
 
 
-def run(t: RaggedOperands) -> None:
-    """One launch into a poisoned buffer."""
+def run(t: RaggedOperands, **options: Any) -> None:
+    """One launch into a poisoned buffer. options: further arguments."""
     case = t.case
     poison(t.out.buffer)
     quack.gemm_tuned.fn(
         t.A, t.B, t.out.tensor, C=t.C, bias=t.bias, alpha=case.alpha, beta=case.beta, config=case.config,
-        fast_accum=case.fast_accum, A_idx=t.indices, **{f"cu_seqlens_{case.ragged}": t.offsets},
+        fast_accum=case.fast_accum, A_idx=t.indices, **{f"cu_seqlens_{case.ragged}": t.offsets}, **options,
     )  # fmt: skip
 
 
@@ -188,6 +190,7 @@ def cases() -> list[RaggedCase]:
         RaggedCase("m", SIZES, n=136, k=72, out_major="m", nan_group=1),
         RaggedCase("m", SIZES, n=131, k=72, odd=True, nan_group=3),
         RaggedCase("m", SIZES, n=136, k=72, c="bf16", alpha=0.5, beta=-2.0, bias=True, nan_group=0),
+        RaggedCase("m", SIZES, n=136, k=72, c="bf16", c_major="m", nan_group=1),
         RaggedCase("m", SIZES, n=136, k=72, dtype="fp16", out="fp32", nan_group=1),
         RaggedCase("m", SIZES, n=136, k=272, dtype="e4m3", out="bf16", nan_group=1),
     ]

@@ -24,7 +24,7 @@ from cutlass import Float32, Int32
 
 from ..cute_dtype import CUTE_DTYPE
 from ..gemm_config import GemmConfig
-from ..gemm_port import EpilogueOpSpec, PortKind, PortSource
+from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 
 
 class Scalar:
@@ -189,11 +189,26 @@ def bind_epilogue(
     arguments = arguments or ()
     bound, start = [], 0
     for spec, mixin in zip(specs, mixins, strict=True):
-        values = zip(spec.ports, arguments[start : start + len(spec.ports)])
-        ports = (VectorTable(v, CUTE_DTYPE[p.dtype]) if p.source is PortSource.TABLE else v for p, v in values)
-        bound.append(mixin.bind(tuple(ports)))
+        values = zip(arguments[start : start + len(spec.ports)], spec.ports, strict=True)
+        bound.append(mixin.bind(tuple(bind_port(value, port) for value, port in values)))
         start += len(spec.ports)
     return tuple(bound)
+
+
+def bind_port(value: Any, port: PortSpec) -> Any:
+    """Device: what a mixin sees of one kernel argument."""
+    if port.source is PortSource.TABLE:
+        return VectorTable(value, CUTE_DTYPE[port.dtype])
+    return in_logical_order(value) if port.is_concat else value
+
+
+def in_logical_order(value: cute.Tensor) -> cute.Tensor:
+    """Device: a vector stored as two halves, so that indexing it reads the elements interleaved."""
+    half = value.shape[-1] // 2
+    layout = cute.make_layout(
+        (*value.shape[:-1], (2, half)), stride=(*value.stride[:-1], (half * value.stride[-1], value.stride[-1]))
+    )
+    return cute.make_tensor(value.iterator, layout)
 
 
 __all__ = [

@@ -51,10 +51,12 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     from cutlass import cute
     from cutlass.cute import runtime as cute_runtime
 
-    from ..compose import compose
+    from ..compose import compose, permuted
 
     mixins = [resolve(op.mixin) for op in spec.epilogue]
     adapter = resolve(spec.adapter)
+    if spec.is_permuted:
+        adapter = permuted(adapter)
     kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, resolve(spec.plan), *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None

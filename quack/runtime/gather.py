@@ -1,9 +1,10 @@
 """Rules for `A_idx`, the rows (or columns) of A that a ragged problem picks."""
 
-import os
 from typing import Optional
 
 import torch
+
+from .debug import is_debugging
 
 MAX_PITCH_BYTES = 1 << 31  # the kernel multiplies 32-bit indices by a 32-bit pitch, with a 64-bit result
 
@@ -33,7 +34,7 @@ def check_gather(A: torch.Tensor, A_idx: object, offsets_name: Optional[str]) ->
 
 def check_index_values(A: torch.Tensor, A_idx: torch.Tensor, gathered_dim: int) -> None:
     """With QUACK_DEBUG=1: every index names a row (or column) of A. Waits for the device."""
-    if os.environ.get("QUACK_DEBUG") != "1":
+    if not is_debugging():
         return
     extent = A.shape[gathered_dim]
     bad = ((A_idx < 0) | (A_idx >= extent)).nonzero()

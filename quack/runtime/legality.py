@@ -6,7 +6,7 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind
-from ..sm90.resources import EPILOGUE_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
+from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, GemmSpec, UnsupportedGemm
 
 TILE_M = (64, 128, 192, 256)
@@ -14,6 +14,7 @@ TILE_K_BYTES = (128, 256)
 CLUSTER_SIZES = (1, 2, 4)
 MAX_CLUSTER = 4
 INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
+PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
 
@@ -74,6 +75,31 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
         )
     if spec.adapter in RAGGED_M and operands.d.is_tma and operands.d.major is not Major.INNER:
         yield Legality("with cu_seqlens_m an M-major out is stored by element", "an N-major out")
+    if spec.adapter in RAGGED_M and operands.c is not None and operands.c.is_tma and operands.c.major is Major.OUTER:
+        yield Legality("with cu_seqlens_m an M-major C is read by element", "an N-major C")
+
+
+def _concat_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """Two halves along a ragged dimension would put the rows of a group in two places."""
+    a, b, d, c = spec.operands
+    named = {"A": a, "B": b, "C": c, "out": d}
+    if spec.adapter in RAGGED_M:
+        ragged = {"A": Major.INNER, "C": Major.INNER, "out": Major.INNER}
+    else:
+        ragged = {"A": Major.OUTER, "B": Major.OUTER} if spec.adapter in RAGGED_K else {}
+    for name, major in ragged.items():
+        operand = named[name]
+        if operand is not None and operand.is_concat and operand.major is major:
+            dimension = "cu_seqlens_m splits M" if spec.adapter in RAGGED_M else "cu_seqlens_k splits K"
+            yield Legality(
+                f"concat_layout names {name}, but {dimension} of {name} into groups, not into halves",
+                f"{name} in logical order",
+            )
+
+
+def _order_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    if spec.is_permuted and spec.adapter not in PERMUTABLE:
+        yield Legality(f"batch_idx_permute has no schedule with {spec.adapter}", "a call without batch_idx_permute")
 
 
 def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
@@ -95,6 +121,8 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _adapter_refusals(spec)
     yield from _gather_refusals(spec)
+    yield from _concat_refusals(spec)
+    yield from _order_refusals(spec)
     yield from _operand_refusals(spec.operands)
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)
@@ -164,6 +192,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
     has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma
     reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
+    if _has_halves_by_element(spec):
+        reserved = HALVES_REGISTERS
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
@@ -177,6 +207,14 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def _has_halves_by_element(spec: GemmSpec) -> bool:
+    """Whether neither C nor D goes through TMA and one of them, or a vector, is stored as two halves."""
+    c, d = spec.operands.c, spec.operands.d
+    if c is None or c.is_tma or d.is_tma:
+        return False
+    return c.is_concat or d.is_concat or any(port.is_concat for op in spec.epilogue for port in op.ports)
 
 
 def epilogue_scratch_bytes(epilogue: tuple[EpilogueOpSpec, ...], config: GemmConfig) -> int:

@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 
 from ..gemm_config import TMA_ALIGN_BYTES, Dtype, Major, OperandSpec
+from .concat import concat_dim
 from .device import why_unusable
 from .spec import GemmShape, UnsupportedGemm
 
@@ -43,6 +44,7 @@ def describe(
     prefer: Optional[Major] = None,
     is_ragged: bool = False,
     is_output: bool = False,
+    is_concat: bool = False,
 ) -> tuple[OperandSpec, bool]:
     """(spec, needs_copy) of a matrix or batch of matrices.
 
@@ -50,13 +52,17 @@ def describe(
     is_ragged: no kernel takes another major than the preferred one, and the step between rows counts even if there is one.
     is_output: TMA stores write whole 16-byte chunks, also at the end of a row (measured on an H200), so the extent of the
     contiguous dimension must be a multiple of 16 bytes as well, or the elements behind it would be overwritten.
+    is_concat: the other dimension holds two halves, see `concat`.
     needs_copy: strides or base address are not multiples of 16 bytes, which TMA loads need; the spec then describes the
     tensor as it is, with the alignment that it has.
     """
     size = tensor.element_size()
     last, other = tensor.dim() - 1, tensor.dim() - 2
     choices = []
+    halves = concat_dim(name, tensor) if is_concat else None
     for unit, strided in ((last, other), (other, last)):
+        if halves not in (None, strided):
+            continue
         if tensor.stride(unit) == 1 or tensor.shape[unit] <= 1:
             inner_dim = other if transposed else last
             major = Major.INNER if unit == inner_dim else Major.OUTER
@@ -80,7 +86,7 @@ def describe(
         )
     _, aligned, major = max(choices, key=lambda c: c[0])
     align = TMA_ALIGN_BYTES if aligned else size
-    return OperandSpec(dtype_of(name, tensor), tensor.dim(), transposed, major, align), not aligned
+    return OperandSpec(dtype_of(name, tensor), tensor.dim(), transposed, major, align, is_concat), not aligned
 
 
 def aligned_copy(tensor: torch.Tensor, spec: OperandSpec) -> torch.Tensor:
@@ -146,8 +152,8 @@ def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
         raise ValueError(fault)
 
 
-def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int, problems: Optional[int]) -> None:
-    """(N,), or (problems, N) where there are several, with the last dimension contiguous."""
+def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int, problems: Optional[int], is_concat: bool = False) -> None:
+    """(N,), or (problems, N) where there are several, with the last dimension contiguous; N even if is_concat."""
     if not isinstance(bias, torch.Tensor):
         raise TypeError(f"bias is a {type(bias).__name__}, expected a torch.Tensor")
     dtype_of("bias", bias)
@@ -158,6 +164,8 @@ def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int, problems: Optional[i
         raise ValueError(f"A is on {A.device} and bias is on {bias.device}: pass both on one device")
     if n > 1 and bias.stride(-1) != 1:
         raise ValueError(f"bias has strides {bias.stride()}: the last must be 1; pass bias.contiguous()")
+    if is_concat and n % 2:
+        raise ValueError(f"concat_layout names bias, which holds two halves of N = {n}: pass an even N")
 
 
 def check_scalar(name: str, value: object, device: torch.device) -> None:

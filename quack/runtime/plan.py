@@ -25,6 +25,7 @@ from .operands import (
     dtype_of,
     overlaps,
 )
+from .problem_order import check_permutation
 from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
 from .varlen import check_varlen_k, check_varlen_m
 
@@ -49,6 +50,12 @@ class GemmRequest:
     cu_seqlens_m: Optional[torch.Tensor] = None  # (G + 1,): A, C, out are (total_m, ...), B is (G, K, N)
     cu_seqlens_k: Optional[torch.Tensor] = None  # (G + 1,): A is (M, total_k), B (total_k, N), C and out (G, M, N)
     A_idx: Optional[torch.Tensor] = None  # (total_m,) or (total_k,): which row or column of A each one is
+    concat_layout: Optional[tuple[str, ...]] = None  # operands stored as two halves, see `concat.concat_names`
+    batch_idx_permute: Optional[torch.Tensor] = None  # (problems,): the order in which they are worked through
+
+    def is_concat(self, name: str) -> bool:
+        """Whether the operand of that name is stored as two halves."""
+        return self.concat_layout is not None and name in self.concat_layout
 
     @property
     def adapter(self) -> str:
@@ -62,8 +69,8 @@ class GemmRequest:
     @property
     def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
         """The adapter's own tensors."""
-        vectors = tuple(v for v in (self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx) if v is not None)
-        return vectors or None
+        vectors = (self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx, self.batch_idx_permute)
+        return tuple(v for v in vectors if v is not None) or None
 
     @property
     def used_c(self) -> Optional[torch.Tensor]:
@@ -139,8 +146,11 @@ def check_aliases(request: GemmRequest) -> None:
     if C is not None and overlaps(out, C):
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
             raise ValueError("out partly overlaps C in memory: pass out = C exactly, or an out of its own")
+        if request.is_concat("C") != request.is_concat("out"):
+            raise ValueError("concat_layout names one of C and out, which are the same tensor: name both or neither")
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
+    others["batch_idx_permute"] = request.batch_idx_permute
     for name, tensor in others.items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
@@ -185,28 +195,49 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     shape = check_shapes(request)
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
+    problems = shape.batch if is_batched(request) else None
     if request.bias is not None:
-        check_bias(request.bias, request.A, shape.n, shape.batch if is_batched(request) else None)
+        check_bias(request.bias, request.A, shape.n, problems, request.is_concat("bias"))
+    if request.batch_idx_permute is not None:
+        check_permutation(request.batch_idx_permute, problems, request.A)
     if not isinstance(request.config, (GemmConfig, type(None))):
         raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
     check_aliases(request)
     # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
-    is_ragged_k = request.cu_seqlens_k is not None
+    is_ragged_m, is_ragged_k = request.cu_seqlens_m is not None, request.cu_seqlens_k is not None
     prefer = Major.OUTER if is_ragged_k else Major.INNER
-    a, copy_a = describe("A", request.A, transposed=False, prefer=prefer, is_ragged=request.adapter != DENSE)
-    b, copy_b = describe("B", request.B, transposed=True, prefer=prefer, is_ragged=is_ragged_k)
+    is_ragged = {"A": request.adapter != DENSE, "B": is_ragged_k, "out": is_ragged_m}
+
+    def described(name: str, tensor: torch.Tensor, **facts: Any) -> tuple[OperandSpec, bool]:
+        ragged = is_ragged.get(name, False)
+        return describe(name, tensor, is_ragged=ragged, is_concat=request.is_concat(name), **facts)
+
+    a, copy_a = described("A", request.A, transposed=False, prefer=prefer)
+    b, copy_b = described("B", request.B, transposed=True, prefer=prefer)
     if 0 in request.A.shape or 0 in request.B.shape:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
-    d, _ = describe("out", request.out, transposed=False, is_ragged=request.cu_seqlens_m is not None, is_output=True)
+    d, _ = described("out", request.out, transposed=False, is_output=True)
     used_c = request.used_c
-    c = describe("C", used_c, transposed=False)[0] if used_c is not None else None
+    c = None
+    if used_c is not None:
+        c, _ = described("C", used_c, transposed=False)
     if request.cu_seqlens_m is not None and d.major is Major.OUTER:
         # TMA writes whole 16-byte chunks, which would reach into the next group's rows.
         d = replace(d, align=d.dtype.bytes)
+    if request.cu_seqlens_m is not None and c is not None and c.major is Major.OUTER:
+        c = replace(c, align=c.dtype.bytes)  # TMA boxes begin at multiples of 16 bytes, groups at any row
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
-    base = GemmSpec("", operands, GemmConfig(), epilogue_specs(request), fast_accum, request.adapter)
+    base = GemmSpec(
+        "",
+        operands,
+        GemmConfig(),
+        epilogue_specs(request),
+        fast_accum,
+        request.adapter,
+        is_permuted=request.batch_idx_permute is not None,
+    )
     return shape, base, _swap(base), (copy_a, copy_b)
 
 
@@ -235,7 +266,8 @@ def epilogue_specs(request: GemmRequest) -> tuple[EpilogueOpSpec, ...]:
         ports: tuple[PortSpec, ...] = ()
         if isinstance(value, torch.Tensor):
             ndim = 1 if kind is PortKind.SCALAR else value.dim()
-            ports = (PortSpec(kind, PortSource.DEVICE, dtype_of("port", value), ndim),)
+            is_concat = value is request.bias and request.is_concat("bias")
+            ports = (PortSpec(kind, PortSource.DEVICE, dtype_of("port", value), ndim, is_concat),)
         elif value is not None:
             ports = (PortSpec(kind, PortSource.HOST),)
         ops.append(EpilogueOpSpec(_LINEAR + mixin, ports))

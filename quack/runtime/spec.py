@@ -26,6 +26,7 @@ class GemmSpec:
     epilogue:   mixins in order, with what is known of their ports.
     fast_accum: fp8 only; False adds partial sums in full fp32 precision.
     adapter, plan: names of the seam classes, "module:qualname".
+    is_permuted: problems are worked through in the order of a device vector.
     """
 
     arch: str
@@ -35,6 +36,7 @@ class GemmSpec:
     fast_accum: bool = True
     adapter: str = DENSE
     plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
+    is_permuted: bool = False
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""

@@ -51,7 +51,7 @@ from ..epilogue.protocol import EpilogueContext, bind_epilogue
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, run_epilogue_plan
-from ..gemm_problem_adapter import Operand
+from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
 from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
 from .gather import GATHER_WARPS, gather_tile, make_line_copier
@@ -94,6 +94,7 @@ class MmaState(NamedTuple):
 
     ab: PipelineState
     epilogue: EpilogueState
+    held: Int32  # see `ProblemAdapter.acquire`
 
 
 class GemmSm90(GemmBase):
@@ -244,8 +245,10 @@ class GemmSm90(GemmBase):
     def load_operands(self, cta: CtaContext):
         """Warp 0: stream the k tiles of every work through the A/B ring."""
         state = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        held = Int32(NO_PROBLEM)
         cursor = cta.works.first()
         while cursor.work.is_valid:
+            held = self.acquire(cta.problem, (Operand.A, Operand.B), cursor.work, held)
             state = self.load_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
         cute.arch.griddepcontrol_launch_dependents()
@@ -319,7 +322,6 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(cluster_m > 1):
             b_mask = cute.make_layout_image_mask(cute.make_layout((cluster_m, 1, 1)), (cta.cta_m, 0, 0), mode=0)
         tBsB, tBgB = self.partition_b(cta, work)
-        b_descriptor = self.descriptor(cta.problem, Operand.B, work)
         tile = gather_tile(self.specs.a, tile_m, tile_k)
         lines = self.gathered_lines(cta.problem, work)
         copier = make_line_copier(tile, Int32(not is_leader), cta.operands.a.tensor, cta.smem.a, lines)
@@ -342,7 +344,6 @@ class GemmSm90(GemmBase):
                     tBsB[None, state.index],
                     tma_bar_ptr=full,
                     mcast_mask=b_mask,
-                    tma_desc_ptr=b_descriptor,
                 )
             else:
                 cta.ab.sync_object_empty.wait(state.index, state.phase)
@@ -356,8 +357,10 @@ class GemmSm90(GemmBase):
     def load_c(self, cta: CtaContext):
         """Warp 2: stream the subtiles of C in the order in which the MMA warpgroups drain."""
         state = make_pipeline_state(PipelineUserType.Producer, self.resources.c_stages)
+        held = Int32(NO_PROBLEM)
         cursor = cta.works.first()
         while cursor.work.is_valid:
+            held = self.acquire(cta.problem, (Operand.C,), cursor.work, held)
             state = self.load_c_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
         cta.c.producer_tail(state)
@@ -452,7 +455,7 @@ class GemmSm90(GemmBase):
             c = make_pipeline_state(PipelineUserType.Consumer, self.resources.c_stages)
             if cutlass.const_expr(self.sharing > 1):
                 c.advance(warpgroup_index)
-        return MmaState(ab, EpilogueState(c, Int32(0)))
+        return MmaState(ab, EpilogueState(c, Int32(0)), Int32(NO_PROBLEM))
 
     @cute.jit
     def skip_work(self, cta: CtaContext, work: WorkDesc, state: MmaState) -> MmaState:
@@ -461,7 +464,7 @@ class GemmSm90(GemmBase):
         ab.advance(self.k_tiles(cta.problem, work, self.config.tile_k))
         if cutlass.const_expr(c is not None):
             c.advance(self.resources.slabs * self.config.tile_n // self.resources.epi_n)
-        return MmaState(ab, EpilogueState(c, state.epilogue.d_stage))
+        return MmaState(ab, EpilogueState(c, state.epilogue.d_stage), state.held)
 
     @cute.jit
     def process_work(
@@ -469,6 +472,9 @@ class GemmSm90(GemmBase):
     ) -> MmaState:
         """Mainloop and epilogue of one tile."""
         contexts = self.make_contexts(cta, team, work)
+        held = state.held
+        if cutlass.const_expr(self.specs.d.is_tma):
+            held = self.acquire(cta.problem, (Operand.D,), work, held)
         mixin_states = [mixin.begin(ctx) for mixin, ctx in zip(team.mixins, contexts)]
         k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
         if cutlass.const_expr(self.config.pingpong):
@@ -480,7 +486,7 @@ class GemmSm90(GemmBase):
         epilogue = run_epilogue_plan(self, contexts, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
         if cutlass.const_expr(self.scratch_elements > 0 and io.d_atom is None):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
-        return MmaState(ab, epilogue)
+        return MmaState(ab, epilogue, held)
 
     @cute.jit
     def multiply_tile(

@@ -16,6 +16,7 @@ PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
 MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
 EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
 SIDE_REGISTERS = 96  # the same where C is read or D is stored by element: fragments of C, 64-bit addresses, predicates
+HALVES_REGISTERS = 112  # C and D both by element and halves (`is_concat`) among them or the vectors: more addresses
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ def test_a_plan_sees_new_contents_and_new_addresses():
         verify(t)
 
 
-def test_a_plan_notices_exchanged_storage():
+def test_a_plan_notices_exchanged_storage_in_debug_mode(monkeypatch):
     """`tensor.data = ...` keeps the object and changes the address."""
+    monkeypatch.setenv("QUACK_DEBUG", "1")
     t = GroupedOperands(GroupedCase(((64, 64, 64), (40, 72, 24))), "cpu")
     with quack.emulator.use("sm90", sms=4):
         plan = quack.grouped_plan(**t.arguments())

@@ -78,6 +78,10 @@ def shipped() -> dict[str, GemmSpec]:
             add("bf16 unaligned D", gemm(config, operands(align=2)))
         add("bf16 dynamic", gemm(replace(config, is_dynamic_persistent=True), operands()))
         add("bf16 single", gemm(replace(config, is_persistent=False), operands()))
+    halves = OperandSpecs(*(replace(spec, is_concat=True) for spec in operands()[:3]))
+    add("bf16 halves", gemm(pingpong, halves))
+    batched = OperandSpecs(*(replace(spec, ndim=3) for spec in operands()[:3]))
+    add("bf16 permuted", gemm(replace(pingpong, is_dynamic_persistent=True), batched, is_permuted=True))
     for config in (GemmConfig(128, 192), pingpong):
         for d in (Dtype.BF16, Dtype.FP32):
             specs = operands(d=d)

@@ -354,26 +354,92 @@ def _type_rows() -> Iterator[Row]:
 
 
 def _unbuilt_rows() -> Iterator[Row]:
-    def index(t: Tensors) -> torch.Tensor:
-        return t(3, dtype=torch.int32)
-
-    for name in ("batch_idx_permute",):
-        yield _unsupported(
-            f"gemm {name}",
-            lambda t, n=name: quack.gemm(t(64, 64), t(64, 64), **{n: index(t)}),
-            f"{name} has no kernel.*a call without {name}",
-        )
-        yield _unsupported(
-            f"gemm_tuned {name}",
-            lambda t, n=name: quack.gemm_tuned.fn(t(64, 64), t(64, 64), t(64, 64), **{n: index(t)}),
-            f"{name} has no kernel.*a call without {name}",
-        )
-    for name, value in (("concat_layout", ("A",)), ("split_k", 2), ("rounding_mode", 1)):
+    for name, value in (("split_k", 2), ("rounding_mode", 1)):
         yield _unsupported(
             f"gemm {name}",
             lambda t, n=name, v=value: quack.gemm(t(64, 64), t(64, 64), **{n: v}),
             f"{name} has no kernel.*a call without {name}",
         )
+
+
+def _concat_rows() -> Iterator[Row]:
+    def call(t: Tensors, *names: Any, **changes: Any) -> object:
+        """64 x 64 operands unless changed."""
+        arguments = {"A": t(64, 64), "B": t(64, 64), **changes}
+        return quack.gemm(**arguments, concat_layout=names)
+
+    def varlen(t: Tensors, name: str, **changes: Any) -> None:
+        offsets = t(4, dtype=torch.int32)
+        arguments = {"A": t(64, 32), "B": t(3, 32, 48), "out": t(64, 48), "cu_seqlens_m": offsets, **changes}
+        quack.gemm_tuned.fn(**arguments, concat_layout=(name,))
+
+    yield _bad("concat unknown", lambda t: call(t, "D"), "concat_layout has 'D', expected names out of")
+    yield _bad("concat case", lambda t: call(t, "a"), "concat_layout has 'a'")
+    for value in ("B", 3, True):
+        yield _bad(
+            f"concat {value!r}",
+            lambda t, v=value: quack.gemm(t(64, 64), t(64, 64), concat_layout=v),
+            f"concat_layout is {value!r}, expected a tuple",
+            TypeError,
+        )
+    yield _bad("concat odd A", lambda t: call(t, "A", A=t(63, 64)), r"names A, whose dimension 0.*\(63, 64\)")
+    yield _bad("concat odd A M-major", lambda t: call(t, "A", A=t(63, 64).mT, B=t(63, 64)), r"names A.*dimension 1")
+    yield _bad("concat odd B", lambda t: call(t, "B", B=t(63, 64).mT), r"names B.*dimension 1.*\(64, 63\)")
+    yield _bad("concat odd out", lambda t: call(t, "out", A=t(63, 64)), r"names out.*dimension 0.*\(63, 64\)")
+    yield _bad("concat odd bias", lambda t: call(t, "bias", B=t(64, 63), bias=t(63)), "two halves of N = 63")
+    yield _bad(
+        "concat odd C",
+        lambda t: quack.gemm_add(t(63, 64), t(64, 64), t(63, 64), concat_layout=("C",)),
+        r"names C.*dimension 0.*\(63, 64\)",
+    )
+    for name in ("C", "out"):
+        yield _bad(
+            f"concat {name} in place",
+            lambda t, n=name: (lambda c: quack.gemm_add(t(64, 64), t(64, 64), c, out=c, concat_layout=(n,)))(t(64, 64)),
+            "names one of C and out, which are the same tensor",
+        )
+    yield _bad(
+        "concat strided A",
+        lambda t: call(t, "A", A=t(64, 128)[:, ::2]),
+        "A with shape .* has strides .*: one of the last two must be 1",
+    )
+    for name, changes in (("A", {}), ("out", {}), ("C", {"C": (64, 48)})):
+        yield _unsupported(
+            f"concat varlen_m {name}",
+            lambda t, n=name, c=changes: varlen(t, n, **{k: t(*shape) for k, shape in c.items()}),
+            f"names {name}, but cu_seqlens_m splits M of {name}.*instead: {name} in logical order",
+        )
+    for name in ("A", "B"):
+        yield _unsupported(
+            f"concat varlen_k {name}",
+            lambda t, n=name: quack.gemm(
+                t(40, 64).mT, t(40, 48), cu_seqlens_k=t(4, dtype=torch.int32), concat_layout=(n,)
+            ),
+            f"names {name}, but cu_seqlens_k splits K of {name}",
+        )
+
+
+def _order_rows() -> Iterator[Row]:
+    def call(t: Tensors, permutation: object, batch: tuple[int, ...] = (3,)) -> object:
+        return quack.gemm(t(*batch, 64, 32), t(*batch, 32, 48), batch_idx_permute=permutation)
+
+    def order(t: Tensors, *shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return t(*shape, dtype=dtype)
+
+    yield _bad("order without batch", lambda t: call(t, order(t, 1), ()), r"A \(64, 32\) is one: pass 3-D A and B")
+    yield _bad("order length", lambda t: call(t, order(t, 4)), r"shape \(4,\).*expected a contiguous \(3,\)")
+    yield _bad("order 2-D", lambda t: call(t, order(t, 3, 1)), r"shape \(3, 1\).*expected a contiguous \(3,\)")
+    yield _bad("order strided", lambda t: call(t, order(t, 6)[::2]), r"strides \(2,\).*expected a contiguous \(3,\)")
+    yield _bad("order int64", lambda t: call(t, order(t, 3, dtype=torch.int64)), "dtype torch.int64", TypeError)
+    yield _bad("order list", lambda t: call(t, [2, 1, 0]), "batch_idx_permute is a list", TypeError)
+    yield _bad("order elsewhere", lambda t: call(t, t.elsewhere(3, dtype=torch.int32)), "one device")
+    yield _bad(
+        "order groups",
+        lambda t: quack.gemm(
+            t(64, 32), t(3, 32, 48), cu_seqlens_m=t(4, dtype=torch.int32), batch_idx_permute=order(t, 64)
+        ),
+        r"shape \(64,\).*expected a contiguous \(3,\)",
+    )
 
 
 def _varlen_rows() -> Iterator[Row]:
@@ -554,7 +620,7 @@ ROWS = [
     row
     for source in (
         _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _unbuilt_rows, _varlen_rows,
-        _gather_rows, _config_rows,
+        _gather_rows, _concat_rows, _order_rows, _config_rows,
     )
     for row in source()
 ]  # fmt: skip
@@ -746,3 +812,28 @@ def test_fp8_with_one_k(launches: list[tuple]):
     t = Tensors("cpu", "meta")
     quack.gemm(t(64, 1, dtype=E4M3), t(48, 1, dtype=E4M3).mT)
     assert len(launches) == 1
+
+
+def test_concat_names_of_absent_operands_mean_nothing(launches: list[tuple]):
+    t = Tensors("cpu", "meta")
+    quack.gemm(t(64, 64), t(64, 64), concat_layout=("C", "bias"))
+    quack.gemm(t(63, 64), t(64, 64), concat_layout=())
+    quack.gemm(t(64, 64), t(64, 64), concat_layout=["B", "B"])
+    assert len(launches) == 3
+
+
+@pytest.mark.parametrize("values", [(0, 1, 1), (0, 1, 3), (-1, 0, 1)])
+def test_a_permutation_is_checked_when_debugging(
+    values: tuple[int, ...], launches: list[tuple], monkeypatch: pytest.MonkeyPatch
+):
+    """In every call: the key of a plan has no values."""
+    t = Tensors("cpu", "meta")
+    a, b, out, order = t(3, 64, 64), t(3, 64, 64), t(3, 64, 64), torch.tensor(values, dtype=torch.int32)
+    monkeypatch.setenv("QUACK_DEBUG", "1")
+    quack.gemm(a, b, out=out, batch_idx_permute=torch.tensor([2, 0, 1], dtype=torch.int32))
+    with pytest.raises(ValueError, match=rf"batch_idx_permute \[{values[0]}, .* not a permutation of 0 .. 2"):
+        quack.gemm(a, b, out=out, batch_idx_permute=order)
+    assert len(launches) == 1
+    monkeypatch.delenv("QUACK_DEBUG")
+    quack.gemm(a, b, out=out, batch_idx_permute=order)
+    assert len(launches) == 2

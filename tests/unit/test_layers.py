@@ -30,6 +30,7 @@ LAYERS = {
     "quack.search_scheduler": 2,
     "quack.grouped_adapter": 2,
     "quack.gather_adapter": 2,
+    "quack.problem_order": 2,
     "quack.epilogue": 2,
     "quack.gemm_base": 3,
     "quack.gemm_epilogue_plan": 3,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
+from quack.gemm_port import PortKind
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import epilogue_scratch_bytes, legality
-from quack.runtime.spec import GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
+from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
 from tests.unit.ledger import full_epilogue, gemm, operands
 
@@ -103,6 +104,28 @@ def test_gathered_lines_are_contiguous(adapter: str, majors: str):
     assert verdict.reason and "-major" in verdict.reason and "contiguous" in str(verdict.alternative)
 
 
+def test_an_order_needs_an_adapter_with_a_permuted_schedule():
+    spec = replace(gemm(GemmConfig(), operands()), is_permuted=True)
+    assert legality(spec).ok
+    verdict = legality(replace(spec, adapter="elsewhere:Adapter"))
+    assert "batch_idx_permute" in str(verdict.reason) and "elsewhere:Adapter" in str(verdict.reason)
+
+
+def test_halves_of_a_ragged_dimension_are_refused():
+    """Which dimension holds the halves follows from the major: only that of M (varlen-M) or K (varlen-K) is refused."""
+    halves = {"is_concat": True}
+    for adapter, majors, side, ok in (
+        (VARLEN_M, "kkn", "a", False), (VARLEN_M, "kkn", "d", False), (VARLEN_M, "kkn", "b", True),
+        (VARLEN_M, "knn", "b", True), (VARLEN_K, "mnn", "a", False), (VARLEN_K, "mnn", "b", False),
+        (VARLEN_K, "mnn", "d", True), (VARLEN_K, "mnm", "d", True), (DENSE, "mnm", "a", True),
+    ):  # fmt: skip
+        specs = operands(majors=majors)
+        specs = specs._replace(**{side: replace(getattr(specs, side), **halves)})
+        verdict = legality(gemm(GemmConfig(128, 128), specs, adapter=adapter))
+        assert verdict.ok == ok, (adapter, majors, side, verdict)
+        assert ok or "concat_layout" in str(verdict.reason)
+
+
 def test_other_architectures_are_refused_by_name():
     assert "sm_100a" in str(legality(replace(gemm(GemmConfig(), operands()), arch="sm_100a")).reason)
 
@@ -127,6 +150,16 @@ def kinds() -> dict[str, GemmSpec]:
     for name in ("bf16 C", "fp32 C", "elements of C and D"):
         rows[f"{name}, all mixins"] = replace(rows[name], epilogue=full_epilogue())
     return rows
+
+
+def in_halves(spec: GemmSpec) -> GemmSpec:
+    """Every operand and vector stored as two halves."""
+    stored = [operand and replace(operand, is_concat=True) for operand in spec.operands]
+    ops = [
+        replace(op, ports=tuple(replace(p, is_concat=p.kind is not PortKind.SCALAR) for p in op.ports))
+        for op in spec.epilogue
+    ]
+    return replace(spec, operands=OperandSpecs(*stored), epilogue=tuple(ops))
 
 
 def configurations(kind: GemmSpec) -> Iterator[GemmSpec]:
@@ -191,3 +224,20 @@ def test_legal_configurations_compile_without_spills(name: str):
     now, budget = kernel_facts(spec), budget_of(spec)
     assert now["spill_bytes"] == 0 and now["wgmma_serialized"] == 0, now
     assert budget.smem_bytes - 1024 <= now["smem_bytes"] <= budget.smem_bytes
+
+
+@pytest.mark.parametrize("name", ["bf16 mkm", "elements of C and D", "elements of C and D, all mixins"])
+def test_operands_in_halves_compile_without_spills(name: str):
+    """The most accumulators for one, two and three warpgroups, where addresses take the most registers.
+
+    Ping-pong kernels that store D by element serialise wgmma on some tiles, with halves or without: none may be added.
+    """
+    legal = [s for s in configurations(in_halves(kinds()[name])) if legality(s).ok]
+    for warpgroups in (1, 2, 3):
+        spec = max(
+            (s for s in legal if budget_of(s).mma_warpgroups == warpgroups),
+            key=lambda s: budget_of(s).accumulator_registers,
+        )
+        now, plain = kernel_facts(spec), kernel_facts(replace(kinds()[name], config=spec.config))
+        assert now["spill_bytes"] == 0, (spec.config, now)
+        assert now["wgmma_serialized"] <= plain["wgmma_serialized"], (spec.config, now)

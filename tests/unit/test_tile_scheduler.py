@@ -366,13 +366,18 @@ class TileLoop:
         cta_m = block_x % scheduler.cluster_m
         cursor = scheduler.initial_cursor()
         work = scheduler.work_at(params, cursor, cta_m, cta_n)
+        draws = work.is_valid
+        counter_t = cute.make_tensor(counter, cute.make_layout(1))
         while work.is_valid:
             out_t[cursor] = work.tile_m ^ (work.tile_n << 10) ^ (work.problem << 20)
             if cutlass.const_expr(scheduler.is_broadcast):
-                cursor = scheduler.draw(params, cute.make_tensor(counter, cute.make_layout(1)), cursor)
+                cursor = scheduler.draw(counter_t, cursor)
             else:
                 cursor = scheduler.next_cursor(params, cursor)
             work = scheduler.work_at(params, cursor, cta_m, cta_n)
+        if cutlass.const_expr(scheduler.is_broadcast):
+            if draws:
+                scheduler.retire(params, counter_t, cursor)
 
 
 def compile_tile_loop(scheduler, arch, dump_dir):
@@ -421,12 +426,13 @@ def test_kernel_advances_the_cursor(arch, tmp_path):
 
 
 def test_kernel_draws_in_the_loop(tmp_path):
-    before, inside = loop_of(compile_tile_loop(DynamicPersistentScheduler((2, 1)), "sm_90a", tmp_path))
+    ptx = compile_tile_loop(DynamicPersistentScheduler((2, 1)), "sm_90a", tmp_path)
+    before, inside = loop_of(ptx)
     tickets = [d for opcode, d, _ in inside if opcode.startswith("atom.") and ".add." in opcode]
     assert len(tickets) == 1 and not any(opcode.startswith("atom.") for opcode, *_ in before)
     assert any(opcode.startswith("setp.") and tickets[0] in operands for opcode, _, operands in inside)
-    resets = [ops for opcode, _, ops in inside if opcode.startswith("st.relaxed.gpu")]
-    assert len(resets) == 1
+    assert ptx.count("st.relaxed.gpu") == 1, "the counter is reset in one place"
+    assert not any(opcode.startswith("st.relaxed.gpu") for opcode, *_ in before + inside), "and behind the loop"
 
 
 def test_single_tile_kernel_has_no_loop(tmp_path):
