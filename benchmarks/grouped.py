@@ -2,9 +2,9 @@
 
     python benchmarks/grouped.py [--out FILE] [--rounds N] [--configs]
 
-64 bf16 problems whose M, N and K are between 64 and 4096: "log", log-uniform multiples of 8, and "uniform", uniform
-multiples of 64. "same work": the time of one square GEMM, scaled to the work of the problems. Also: the host time of a prepared
-call, and the memory that a call allocates besides its outputs.
+64 bf16 problems whose M, N and K are between 64 and 4096: "log", log-uniform multiples of 8, "powers", powers of two, and
+"uniform", uniform multiples of 64. "same work": the time of one square GEMM, scaled to the work of the problems. Also: the
+host time of a prepared call, and the memory that a call allocates besides its outputs.
 """
 
 import argparse
@@ -32,12 +32,14 @@ CONFIGS = [
 
 
 def sizes(kind: str) -> list[tuple[int, int, int]]:
-    """(M, N, K) of each problem. log: mostly small, large ones make the work; uniform: multiples of 64."""
+    """(M, N, K) of each problem. log, powers: mostly small, large ones make the work."""
     rng = random.Random(0)
 
     def one() -> int:
         if kind == "uniform":
             return 64 * rng.randint(LEAST // 64, MOST // 64)
+        if kind == "powers":
+            return 2 ** rng.randint(6, 12)
         return round(LEAST * (MOST / LEAST) ** rng.random() / 8) * 8
 
     return [(one(), one(), one()) for _ in range(PROBLEMS)]
@@ -67,7 +69,7 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False  # the float32 reference
     recorder = Recorder(args.out or common.results_path("grouped"))
     recorder.header()
-    for kind in ("log", "uniform"):
+    for kind in ("log", "powers", "uniform"):
         measure(kind, recorder, args.rounds, args.configs)
         torch.cuda.empty_cache()
     if not args.configs:

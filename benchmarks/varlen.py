@@ -1,4 +1,5 @@
-"""Ragged GEMMs against torch._grouped_mm: `cu_seqlens_m` (MoE forward) and `cu_seqlens_k` (weight gradient).
+"""Ragged GEMMs against torch._grouped_mm: `cu_seqlens_m` (MoE forward), the same with `A_idx`, and `cu_seqlens_k` (weight
+gradient).
 
     python benchmarks/varlen.py [--out FILE] [--rounds N] [--shapes E:totalxNxK,...]
 
@@ -107,10 +108,36 @@ def weight_gradient(shape: Shape, rounds: int) -> Row:
     return row("varlen_k", shape, us, error)
 
 
-def row(bench: str, shape: Shape, us: dict[str, float], error: float) -> Row:
-    return Row(
-        bench, str(shape), "bf16", "-", "heuristic", us["quack"], "torch._grouped_mm", us["torch"], error, shape.flops
-    )
+def gathered(shape: Shape, rounds: int) -> Row:
+    """`forward` on rows picked at random from x (total / 4, K): top-4 routing, without and with a gathered copy."""
+    cu, tokens = shape.offsets(), shape.total // 4
+    size = 2 * (tokens * shape.k + shape.total * shape.n + shape.experts * shape.n * shape.k)
+    sets = range(common.cold_sets(size))
+    xs, weights = [normal(tokens, shape.k) for _ in sets], [normal(shape.experts, shape.n, shape.k) for _ in sets]
+    outs = [normal(shape.total, shape.n) for _ in sets]
+    index = torch.randperm(shape.total, device="cuda").remainder(tokens).int()
+    replays = {
+        "torch": Replay(lambda i: torch._grouped_mm(xs[i][index], weights[i].mT, offs=cu[1:]), len(sets)),
+        "quack": Replay(
+            lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu, A_idx=index), len(sets)
+        ),
+    }
+    us = common.interleave(replays, rounds)
+    common.poison(outs)
+    replays["quack"].run()
+    expert = torch.repeat_interleave(torch.arange(shape.experts, device="cuda"), cu.diff().long())
+
+    def reference(rows: slice) -> torch.Tensor:
+        parts = []
+        for e in expert[rows].unique_consecutive().tolist():
+            parts.append(xs[0][index[rows][expert[rows] == e]].float() @ weights[0][e].float().T)
+        return torch.cat(parts)
+
+    return row("gather_m", shape, us, common.relative_error(outs[0], reference), "index and _grouped_mm")
+
+
+def row(bench: str, shape: Shape, us: dict[str, float], error: float, baseline: str = "torch._grouped_mm") -> Row:
+    return Row(bench, str(shape), "bf16", "-", "heuristic", us["quack"], baseline, us["torch"], error, shape.flops)
 
 
 def main() -> int:
@@ -125,7 +152,7 @@ def main() -> int:
     recorder = Recorder(args.out or common.results_path("varlen"))
     recorder.header()
     for text in args.shapes.split(","):
-        for measure in (forward, weight_gradient):
+        for measure in (forward, gathered, weight_gradient):
             recorder.add(measure(Shape.parse(text), args.rounds))
             torch.cuda.empty_cache()
     return 0 if recorder.summary() else 1

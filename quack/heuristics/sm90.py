@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from ..gemm_config import GemmConfig
+from ..gemm_config import GemmConfig, RasterOrder
 from ..runtime.legality import legality
 from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
@@ -28,7 +28,7 @@ TILES_16BIT = {
     (256, 128, False): 0.99,
     (128, 192, True): 0.985,
     (128, 192, False): 0.97,
-    (128, 128, True): 0.91,
+    (128, 128, True): 0.98,
     (64, 256, True): 0.92,
     (128, 128, False): 0.90,
     (64, 192, True): 0.88,
@@ -60,10 +60,12 @@ TILES_FP8_PRECISE = {
     (64, 16, True): 0.13,
 }
 CLUSTERS = ((2, 1), (1, 2), (1, 1))
-# Ragged M, 8 to 128 groups on an H200: no cluster and strips of 8 won or were within 2 % with the widest ping-pong tile.
-RAGGED_CLUSTERS = ((1, 1),)
-RAGGED_SWIZZLE = 8
+# Ragged M, 8 to 128 groups on an H200: tiles drawn from a counter and A multicast along N won everywhere, most with 128 x 128.
+RAGGED_CLUSTERS = ((1, 2), (2, 1), (1, 1))
+RAGGED_SWIZZLE = 16
 RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take than their dense efficiency says
+RAGGED_WIDE = 1.02  # the same for tiles of more than 128 columns: the power limit hits them harder
+GROUPED_L2_BYTES_PER_NS = 60.0  # as L2_BYTES_PER_NS where neighbouring tiles often belong to different problems
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,27 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     config = spec.config
     tiles_m: float = _round_up(math.ceil(shape.m / config.tile_m), config.cluster_m)
     if shape.is_ragged_m:
-        tiles_m = shape.m / config.tile_m + 0.5 * config.cluster_m  # half a cluster tile of each problem is not used
+        tiles_m = shape.m / config.tile_m + 0.25 * config.cluster_m  # each problem ends in a tile that multiplies half
     tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
     waves = math.ceil(tiles_m * tiles_n * shape.batch / sms)
     exposed = drain_ns(spec) if config.pingpong else 0.0
     compute = waves * tile_ns(spec, shape.k) + exposed
     moved = shape.batch * bytes_moved(spec, shape)
-    if shape.is_ragged_m and not config.pingpong:
-        compute *= RAGGED_COOPERATIVE
+    if shape.is_ragged_m:
+        compute *= 1.0 if config.pingpong else RAGGED_COOPERATIVE
+        compute *= 1.0 if config.tile_n <= 128 else RAGGED_WIDE
     # The last term breaks ties among memory-bound configurations in favour of the one with slack.
     return LAUNCH_NS + max(compute, moved / HBM_BYTES_PER_NS) + 0.02 * compute
 
 
-def tile_ns(spec: GemmSpec, k: int) -> float:
+def tile_ns(spec: GemmSpec, k: int, l2_bytes_per_ns: float = L2_BYTES_PER_NS) -> float:
     """Time from one tile to the next on one SM."""
     config, size = spec.config, spec.operands.a.dtype.bytes
     assert config.tile_k is not None
     k = math.ceil(k / config.tile_k) * config.tile_k
     efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[spec.operands.a.dtype.bits] * efficiency)
-    traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / L2_BYTES_PER_NS
+    traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / l2_bytes_per_ns
     return max(mma, traffic) + (0 if config.pingpong else TILE_START_NS + drain_ns(spec))
 
 
@@ -142,6 +145,7 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
                     cluster_n=cluster_n,
                     swap_ab=spec is swapped,
                     max_swizzle_size=swizzle_size(extents, tile_m * cluster_m, tile_n * cluster_n),
+                    raster=RasterOrder.ALONG_N if extents.is_ragged_m else RasterOrder.ALONG_M,
                 ).with_tile_k(spec.operands.a.dtype)
                 candidate = replace(spec, config=config)
                 if legality(candidate).ok and _pays_off(config, extents):
@@ -179,7 +183,7 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
     config = spec.config
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
-        tile = tile_ns(spec, shape.k)
+        tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
         full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
         last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
         tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)

@@ -12,7 +12,7 @@ from cutlass.cute import runtime as cute_runtime
 import quack
 from quack.compose import permuted
 from quack.gemm_config import GemmConfig
-from quack.problem_order import PermutedDynamicScheduler, PermutedStaticScheduler, PermutedVarlenScheduler
+from quack.problem_order import PermutedDynamicScheduler, PermutedStaticScheduler, PermutedVarlenStaticScheduler
 from quack.runtime.compile import resolve
 from quack.runtime.legality import PERMUTABLE
 from quack.tile_scheduler import TileScheduler
@@ -63,7 +63,7 @@ class Visits:
     @cute.jit
     def __call__(self, permutation: cute.Tensor, offsets: cute.Tensor, out: cute.Tensor, tiles: Int32, stream):
         problems = Int32(cute.size(permutation))
-        if cutlass.const_expr(isinstance(self.scheduler, PermutedVarlenScheduler)):
+        if cutlass.const_expr(isinstance(self.scheduler, PermutedVarlenStaticScheduler)):
             params = self.scheduler.make_params(offsets, problems * tiles * 64, 64, Int32(1), permutation)
         else:
             params = self.scheduler.make_params(tiles, Int32(1), problems, permutation)
@@ -78,7 +78,7 @@ class Visits:
             out[cursor, 1] = Int32(work.is_valid)
 
 
-@pytest.mark.parametrize("kind", [PermutedStaticScheduler, PermutedDynamicScheduler, PermutedVarlenScheduler])
+@pytest.mark.parametrize("kind", [PermutedStaticScheduler, PermutedDynamicScheduler, PermutedVarlenStaticScheduler])
 def test_problems_come_in_the_given_order(kind: type[TileScheduler]):
     fake = [
         cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4),
