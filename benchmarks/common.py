@@ -128,8 +128,11 @@ def elapsed_us(work: Callable[[], object]) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-def interleave(replays: Mapping[str, Replay], rounds: int) -> dict[str, float]:
-    """Median microseconds per call of each contender. All rounds are queued at once: the GPU never waits."""
+def interleave(replays: Mapping[str, Replay], rounds: int, rest: float = 0.0) -> dict[str, float]:
+    """Median microseconds per call of each contender. All rounds are queued at once: the GPU never waits.
+
+    rest: seconds of idling before each replay instead, so that what follows a pause is not held back by the power limit.
+    """
     names = list(replays)
     cycle_us = elapsed_us(lambda: [replays[name].run() for name in names])
     for _ in range(math.ceil(WARM_UP_US / max(cycle_us, 1.0))):
@@ -139,6 +142,9 @@ def interleave(replays: Mapping[str, Replay], rounds: int) -> dict[str, float]:
     for r in range(rounds):
         for name in names if r % 2 == 0 else reversed(names):
             pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if rest > 0:
+                torch.cuda.synchronize()
+                time.sleep(rest)
             pair[0].record()
             replays[name].run()
             pair[1].record()

@@ -1,7 +1,7 @@
 """Ragged GEMMs against torch._grouped_mm: `cu_seqlens_m` (MoE forward), the same with `A_idx`, and `cu_seqlens_k` (weight
 gradient).
 
-    python benchmarks/varlen.py [--out FILE] [--rounds N] [--shapes E:totalxNxK,...]
+    python benchmarks/varlen.py [--out FILE] [--rounds N] [--shapes E:totalxNxK,...] [--rest SECONDS]
 
 Expert loads are uniform random weights in [0.1, 1.1], normalised; the offsets stay on the device.
 """
@@ -21,6 +21,7 @@ import quack
 import common
 from common import Recorder, Replay, Row
 
+Timing = tuple[int, float]  # rounds, rest: as `common.interleave` takes them
 SHAPES = "8:16384x14336x4096,64:32768x2048x2048,128:16384x1536x4096"
 
 
@@ -56,7 +57,7 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
-def forward(shape: Shape, rounds: int) -> Row:
+def forward(shape: Shape, timing: Timing) -> Row:
     """x (total, K) times weight (E, N, K)^T per group."""
     cu = shape.offsets()
     size = 2 * (shape.total * (shape.k + shape.n) + shape.experts * shape.n * shape.k)
@@ -67,7 +68,7 @@ def forward(shape: Shape, rounds: int) -> Row:
         "torch": Replay(lambda i: torch._grouped_mm(xs[i], weights[i].mT, offs=cu[1:]), len(sets)),
         "quack": Replay(lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu), len(sets)),
     }
-    us = common.interleave(replays, rounds)
+    us = common.interleave(replays, *timing)
     common.poison(outs)
     replays["quack"].run()
     expert = torch.repeat_interleave(torch.arange(shape.experts, device="cuda"), cu.diff().long())
@@ -82,7 +83,7 @@ def forward(shape: Shape, rounds: int) -> Row:
     return row("varlen_m", shape, us, error)
 
 
-def weight_gradient(shape: Shape, rounds: int) -> Row:
+def weight_gradient(shape: Shape, timing: Timing) -> Row:
     """x (total, K)^T times dy (total, N) per group: (E, K, N)."""
     cu = shape.offsets()
     size = 2 * (shape.total * (shape.k + shape.n) + shape.experts * shape.n * shape.k)
@@ -93,7 +94,7 @@ def weight_gradient(shape: Shape, rounds: int) -> Row:
         "torch": Replay(lambda i: torch._grouped_mm(xs[i].mT, dys[i], offs=cu[1:]), len(sets)),
         "quack": Replay(lambda i: quack.gemm(xs[i].mT, dys[i], out=outs[i], cu_seqlens_k=cu), len(sets)),
     }
-    us = common.interleave(replays, rounds)
+    us = common.interleave(replays, *timing)
     common.poison(outs)
     replays["quack"].run()
     bounds = cu.tolist()
@@ -108,7 +109,7 @@ def weight_gradient(shape: Shape, rounds: int) -> Row:
     return row("varlen_k", shape, us, error)
 
 
-def gathered(shape: Shape, rounds: int) -> Row:
+def gathered(shape: Shape, timing: Timing) -> Row:
     """`forward` on rows picked at random from x (total / 4, K): top-4 routing, without and with a gathered copy."""
     cu, tokens = shape.offsets(), shape.total // 4
     size = 2 * (tokens * shape.k + shape.total * shape.n + shape.experts * shape.n * shape.k)
@@ -122,7 +123,7 @@ def gathered(shape: Shape, rounds: int) -> Row:
             lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu, A_idx=index), len(sets)
         ),
     }
-    us = common.interleave(replays, rounds)
+    us = common.interleave(replays, *timing)
     common.poison(outs)
     replays["quack"].run()
     expert = torch.repeat_interleave(torch.arange(shape.experts, device="cuda"), cu.diff().long())
@@ -145,6 +146,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", default=SHAPES)
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds of idling before each timed replay")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/varlen.py needs a CUDA device")
@@ -153,7 +155,7 @@ def main() -> int:
     recorder.header()
     for text in args.shapes.split(","):
         for measure in (forward, gathered, weight_gradient):
-            recorder.add(measure(Shape.parse(text), args.rounds))
+            recorder.add(measure(Shape.parse(text), (args.rounds, args.rest)))
             torch.cuda.empty_cache()
     return 0 if recorder.summary() else 1
 

@@ -12,7 +12,7 @@ from typing import Optional
 
 from ..gemm_config import GemmConfig, RasterOrder
 from ..runtime.legality import legality
-from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
+from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
 MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
@@ -65,6 +65,8 @@ RAGGED_CLUSTERS = ((1, 2), (2, 1), (1, 1))
 RAGGED_SWIZZLE = 16
 RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take than their dense efficiency says
 RAGGED_WIDE = 1.02  # the same for tiles of more than 128 columns: the power limit hits them harder
+GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
+GATHER_BYTES_PER_NS = 29.0  # of A, one SM: what the copying warps reach
 GROUPED_L2_BYTES_PER_NS = 60.0  # as L2_BYTES_PER_NS where neighbouring tiles often belong to different problems
 
 
@@ -103,7 +105,8 @@ def tile_ns(spec: GemmSpec, k: int, l2_bytes_per_ns: float = L2_BYTES_PER_NS) ->
     efficiency = tile_efficiency(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * config.tile_m * config.tile_n * k / (MMA_FLOPS_PER_NS[spec.operands.a.dtype.bits] * efficiency)
     traffic = (config.tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / l2_bytes_per_ns
-    return max(mma, traffic) + (0 if config.pingpong else TILE_START_NS + drain_ns(spec))
+    copies = config.tile_m * k * size / GATHER_BYTES_PER_NS if spec.adapter in GATHERING else 0.0
+    return max(mma, traffic, copies) + (0 if config.pingpong else TILE_START_NS + drain_ns(spec))
 
 
 def drain_ns(spec: GemmSpec) -> float:
@@ -136,7 +139,7 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
         if spec is None:
             continue
         for tile_m, tile_n, pingpong in tile_efficiency(spec):
-            for cluster_m, cluster_n in RAGGED_CLUSTERS if extents.is_ragged_m else CLUSTERS:
+            for cluster_m, cluster_n in cluster_shapes(spec, extents):
                 config = GemmConfig(
                     tile_m,
                     tile_n,
@@ -183,7 +186,9 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
     config = spec.config
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
-        tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
+        tile = tile_ns(spec, shape.k, GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
+GATHER_BYTES_PER_NS = 29.0  # of A, one SM: what the copying warps reach
+GROUPED_L2_BYTES_PER_NS)
         full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
         last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
         tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
@@ -191,6 +196,13 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
         longest = max(longest, tile)
         moved += bytes_moved(spec, shape)
     return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)
+
+
+def cluster_shapes(spec: GemmSpec, shape: GemmShape) -> tuple[tuple[int, int], ...]:
+    """Clusters worth trying."""
+    if spec.adapter in GATHERING:
+        return GATHER_CLUSTERS
+    return RAGGED_CLUSTERS if shape.is_ragged_m else CLUSTERS
 
 
 def swizzle_size(shape: GemmShape, cluster_tile_m: int, cluster_tile_n: int) -> int:

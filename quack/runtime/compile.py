@@ -306,14 +306,14 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         ptx = compiled.__ptx__
         report = remarks.read_text()
-    used = re.search(r"Used (\d+) registers", report)
-    allocated = re.search(r"Shared memory allocated: (\d+) bytes", report)
+    used = re.findall(r"Used (\d+) registers", report)
+    allocated = re.findall(r"Shared memory allocated: (\d+) bytes", report)
     assert used and allocated, report
     return {
-        "registers": int(used[1]),
+        "registers": max(map(int, used)),  # of the larger kernel, if there are two
         "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
         "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
-        "smem_bytes": int(allocated[1]),
+        "smem_bytes": max(map(int, allocated)),
         "wgmma": ptx.count("wgmma.mma_async"),
         "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_store": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),

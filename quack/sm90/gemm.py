@@ -14,7 +14,7 @@ other drains.
 
 | barrier | stages | arrivals to complete | first wait passes for | reused when |
 |---|---|---|---|---|
-| `ab.full` | ab_stages | 1 + bytes of A and B; gathered A: 1 + 64 + bytes of B | - | every k tile |
+| `ab.full` | ab_stages | 1 + bytes of A and B; gathered A: 1 + 2 warps + bytes of B | - | every k tile |
 | `ab.empty` | ab_stages | warps of one consuming turn x (cluster_m + cluster_n - 1) | producer | every k tile |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 (one warpgroup's warps) | producer | every subtile |
 | `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
@@ -26,7 +26,9 @@ store warps wait until the TMA has read `sD`. Cluster: `ab.empty` arrivals go to
 No deadlock: loads wait only for MMA, MMA only for loads and for the other warpgroup's *earlier* work, the epilogue only for C
 loads, which are issued in work order by a warp that waits for nothing else.
 
-Gathered A is written by threads (generic proxy) and read by wgmma (async proxy): MMA warps fence between wait and multiply.
+Gathered A is written by threads (generic proxy) and read by wgmma (async proxy): the copying warps wait for copies that they
+issued `gather_lag` k tiles ago, fence, and only then arrive. (A fence in the MMA warps instead would stall each k tile.) They
+ask for the next work with at most one work not handed in, so that the MMA warps cannot be waiting for them in turn.
 
 PDL: every role waits for the previous grid (`griddepcontrol.wait`) after the set-up of barriers; the load warp lets the next
 grid start once its last load is issued.
@@ -87,6 +89,14 @@ class CtaContext:
     problem: Any  # the adapter's params
     cta_m: Int32
     cta_n: Int32
+
+
+class GatherState(NamedTuple):
+    """What a copying warp advances: the stage to fill next, the oldest one not handed in, and how many those are."""
+
+    next: PipelineState
+    oldest: PipelineState
+    pending: Int32
 
 
 class MmaState(NamedTuple):
@@ -304,17 +314,19 @@ class GemmSm90(GemmBase):
     @cute.jit
     def gather_operands(self, cta: CtaContext, is_leader: Boolean):
         """Warps 0 (the leader) and 3: as `load_operands`, but both copy A by index; B and the tail are the leader's."""
-        state = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        first = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        state = GatherState(first, first.clone(), Int32(0))
         cursor = cta.works.first()
         while cursor.work.is_valid:
             state = self.gather_work(cta, cursor.work, is_leader, state)
             cursor = cta.works.next(cursor)
+        state = self.hand_in_all(cta, state)
         if is_leader:
             cute.arch.griddepcontrol_launch_dependents()
-            cta.ab.producer_tail(state)
+            cta.ab.producer_tail(state.next)
 
     @cute.jit
-    def gather_work(self, cta: CtaContext, work: WorkDesc, is_leader: Boolean, state: PipelineState) -> PipelineState:
+    def gather_work(self, cta: CtaContext, work: WorkDesc, is_leader: Boolean, gather: "GatherState") -> "GatherState":
         """As `load_work`. Where k is gathered, the indices of a k tile are loaded while its predecessor is copied."""
         tile_m, _, tile_k = self.tile_mnk
         cluster_m, _ = self.cluster_mn
@@ -328,30 +340,57 @@ class GemmSm90(GemmBase):
         row = work.tile_m * tile_m
         line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(0), row)
         indices = copier.load_indices(line)
-        for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
+        state, oldest, pending = gather
+        lag, k_tiles = self.resources.gather_lag, self.k_tiles(cta.problem, work, tile_k)
+        for k_tile in cutlass.range(k_tiles, unroll=1):
             following = indices
             if cutlass.const_expr(tile.is_by_row):
                 element = k_tile * tile_k
             else:
                 line = k_tile * tile_k
                 following = copier.load_indices(line + tile_k)
-            full = cta.ab.producer_get_barrier(state)
             if is_leader:
                 cta.ab.producer_acquire(state)
                 cute.copy(
                     cta.operands.b.atom,
                     tBgB[None, k_tile],
                     tBsB[None, state.index],
-                    tma_bar_ptr=full,
+                    tma_bar_ptr=cta.ab.producer_get_barrier(state),
                     mcast_mask=b_mask,
                 )
             else:
                 cta.ab.sync_object_empty.wait(state.index, state.phase)
             copier.copy_tile(indices, line, element, state.index)
-            cute.arch.cp_async_mbarrier_arrive_noinc(full)
+            cute.arch.cp_async_commit_group()
+            pending += 1
+            if pending > lag:
+                oldest = self.hand_in(cta, lag, oldest)
+                pending -= 1
             indices = following
             state.advance()
-        return state
+        result = GatherState(state, oldest, pending)
+        if k_tiles < lag:
+            result = self.hand_in_all(cta, result)
+        return result
+
+    @cute.jit
+    def hand_in(self, cta: CtaContext, in_flight: cutlass.Constexpr[int], oldest: PipelineState) -> PipelineState:
+        """One copying warp: signal its part of the oldest stage, when all but the `in_flight` newest have landed."""
+        cute.arch.cp_async_wait_group(in_flight)
+        cute.arch.fence_proxy("async.shared", space="cta")
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(cta.ab.producer_get_barrier(oldest))
+        oldest.advance()
+        return oldest
+
+    @cute.jit
+    def hand_in_all(self, cta: CtaContext, state: "GatherState") -> "GatherState":
+        """One copying warp: signal everything it issued."""
+        oldest = state.oldest
+        for _ in cutlass.range(state.pending, unroll=1):
+            oldest = self.hand_in(cta, 0, oldest)
+        return GatherState(state.next, oldest, Int32(0))
 
     @cute.jit
     def load_c(self, cta: CtaContext):
@@ -538,11 +577,11 @@ class GemmSm90(GemmBase):
         release = state.clone()
         warpgroup.fence()
         for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
-            self.wait_for_k_tile(cta, state)
+            cta.ab.consumer_wait(state)
             self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=True)
             state.advance()
         for _ in cutlass.range(1, k_tiles, unroll=1):
-            self.wait_for_k_tile(cta, state)
+            cta.ab.consumer_wait(state)
             self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=False)
             warpgroup.wait_group(1)
             cta.ab.consumer_release(release)
@@ -557,13 +596,6 @@ class GemmSm90(GemmBase):
         return state
 
     @cute.jit
-    def wait_for_k_tile(self, cta: CtaContext, state: PipelineState):
-        """Until wgmma may read the stage."""
-        cta.ab.consumer_wait(state)
-        if cutlass.const_expr(self.gathers_a):
-            cute.arch.fence_proxy("async.shared", space="cta")
-
-    @cute.jit
     def multiply_promoting(
         self, cta: CtaContext, team: "MmaTeam", k_tiles: Int32, another_follows: Boolean, state: PipelineState
     ) -> PipelineState:
@@ -576,7 +608,7 @@ class GemmSm90(GemmBase):
         team.accumulators.fill(0.0)
         partial = cute.make_rmem_tensor(team.accumulators.shape, Float32)
         for _ in cutlass.range(k_tiles, unroll=1):
-            self.wait_for_k_tile(cta, state)
+            cta.ab.consumer_wait(state)
             warpgroup.fence()
             self.issue_k_tile(team, partial, self.resources.slabs, state.index, from_zero=True)
             warpgroup.wait_group(0)
@@ -665,12 +697,12 @@ class GemmSm90(GemmBase):
         """A/B ring (multicast over the cluster) and C ring (local to the CTA)."""
         cluster_m, cluster_n = self.cluster_mn
         tile_m, tile_n, tile_k = self.tile_mnk
-        a_bytes, threads = tile_k * tile_m * self.a_dtype.width // 8, 0
+        a_bytes, copiers = tile_k * tile_m * self.a_dtype.width // 8, 0
         if self.gathers_a:
-            a_bytes, threads = 0, 32 * GATHER_WARPS
+            a_bytes, copiers = 0, GATHER_WARPS
         ab = PipelineTmaAsync.create(
             num_stages=self.resources.ab_stages,
-            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + threads),
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + copiers),
             consumer_group=pipeline.CooperativeGroup(
                 pipeline.Agent.Thread, 4 * self.sharing * (cluster_m + cluster_n - 1)
             ),

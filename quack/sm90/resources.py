@@ -12,6 +12,7 @@ RESERVED = 1024  # barriers, work ring and the slack of aligning the operand buf
 SLAB_M = 64  # rows of one wgmma; the epilogue drains the accumulator slab by slab
 MAX_AB_STAGES = 8
 WORK_RING_STAGES = 4
+MAX_GATHER_LAG = 3
 PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
 MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
 EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
@@ -35,6 +36,12 @@ class Sm90Resources:
     @property
     def threads(self) -> int:
         return 128 * (1 + self.mma_warpgroups)
+
+    @property
+    def gather_lag(self) -> int:
+        """k tiles that a copying warp issues before it waits for the first: long enough for the memory's latency, short
+        enough to leave the MMA warps two stages that have landed."""
+        return max(0, min(MAX_GATHER_LAG, self.ab_stages - 2))
 
     @property
     def mma_registers(self) -> int:

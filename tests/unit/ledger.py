@@ -13,7 +13,7 @@ from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpec
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.runtime.compile import kernel_facts, toolchain
-from quack.runtime.spec import GATHER_K, GATHER_M, GemmSpec
+from quack.runtime.spec import GATHER_K, GATHER_M, GROUPED, VARLEN_M, GemmSpec
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
@@ -94,6 +94,12 @@ def shipped() -> dict[str, GemmSpec]:
     columns_of_a = columns_of_a._replace(d=replace(columns_of_a.d, ndim=3))
     add("bf16 gathered rows", gemm(GemmConfig(128, 192, pingpong=True, cluster_m=1), rows_of_a, adapter=GATHER_M))
     add("bf16 gathered columns", gemm(cooperative, columns_of_a, adapter=GATHER_K))
+    drawn = replace(pingpong, is_dynamic_persistent=True)
+    add("bf16 ragged rows", gemm(replace(drawn, cluster_m=1, cluster_n=2), operands(), adapter=VARLEN_M))
+    table = PortSpec(PortKind.ROW_VECTOR, PortSource.TABLE, Dtype.BF16, 1)
+    bias = (EpilogueOpSpec(LINEAR + "RowBias", (table,)),)
+    for config in (replace(drawn, tile_n=192), cooperative):
+        add("bf16 grouped", gemm(config, operands(), adapter=GROUPED, epilogue=bias))
     return rows
 
 
