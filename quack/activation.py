@@ -1,6 +1,7 @@
 """Names of the activations: what users write, and what specs and cache keys hold.
 
-Host only: neither torch nor CuTe DSL. Device code is in `cute_activation`, float64-capable references in `activation_ref`.
+Host only: neither torch nor CuTe DSL. Device code is in `cute_activation`, float64-capable references in
+`activation_ref`.
 
 | name             | value                                                  | source |
 |---|---|---|
@@ -44,7 +45,7 @@ class Activation(enum.Enum):
 
 
 class GatedActivation(enum.Enum):
-    """A function of a gate g and a linear part u ("up"), in this order; it halves the columns. `value` is the public name."""
+    """A function of a gate g and a linear part u ("up"), in this order. `value` is the public name."""
 
     SWIGLU = "swiglu"
     SWIGLU_OAI = "swiglu_oai"

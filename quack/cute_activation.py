@@ -1,33 +1,37 @@
-"""The activations on the device: fp32 scalars in, fp32 scalars out, no branches, so they fit into unrolled register loops.
+"""The activations on the device: fp32 scalars in, fp32 scalars out, no branches, so they fit into unrolled register
+loops.
 
-Each activation `f` comes with its backward `df(x, dy)`, which also recomputes f(x), with the forward's bits; a gated one with
-`df(g, u, dy)`. `ACTIVATIONS` and `GATED_ACTIVATIONS` are the only maps from names to functions. To add an activation: a member
-in `activation`, two functions and a line here, a reference in `activation_ref`; the tests then find it.
+Each activation `f` comes with its backward `df(x, dy)`, which also recomputes f(x); a gated one with `df(g, u, dy)`.
+What is recomputed has the forward's bits: same operations, and no product and sum that ptxas could fuse only once.
+`ACTIVATIONS` and `GATED_ACTIVATIONS` are the only maps from names to functions. To add an activation: a member in
+`activation`, two functions and a line here, a reference in `activation_ref`; the tests then ask for its error bounds.
 
-**Which approximations, and why.** Results mostly become bf16, whose half ulp is 2^-9 to 2^-8 of the number, so that is what an
-error must stay below, relative to the *result*, small results included. The hardware has tanh.approx (one special function,
-relative error 2^-11) and ex2 + rcp (two, about 2^-22).
+**Which approximations, and why.** Results mostly become bf16, whose half ulp is 2^-9 to 2^-8 of the number, so that is
+what an error must stay below, relative to the *result*, small results included. The hardware has tanh.approx (one
+special function, relative error 2^-11) and ex2 + rcp (two, about 2^-22).
 
-- tanh: tanh.approx. A quarter of bf16's half ulp at worst. An fp16 output has half ulps of 2^-12 to 2^-11, an fp32 output
-  keeps the 2^-11: there one gets what the instruction gives.
-- sigmoid, silu and all that contain them: ex2 + rcp. sigmoid(x) = tanh(x/2)/2 + 1/2 would save one special function, but its
-  error is 2^-12 of *one*, not of the result: at x = -4 sigmoid is 0.018 and the error 1.3 % of it, two bf16 ulps; from x = -9 on
-  no digit is right. silu and gelu would inherit that for negative x.
+- tanh: tanh.approx. A quarter of bf16's half ulp at worst. An fp16 output has half ulps of 2^-12 to 2^-11, an fp32
+  output keeps the 2^-11: there one gets what the instruction gives.
+- sigmoid, silu and all that contain them: ex2 + rcp. sigmoid(x) = tanh(x/2)/2 + 1/2 would save one special function,
+  but its error is 2^-12 of *one*, not of the result: at x = -4 sigmoid is 0.018 and the error 1.3 % of it, two bf16
+  ulps; from x = -9 on no digit is right. silu and gelu would inherit that for negative x.
 - gelu: 1/2 (1 + tanh(v)) = sigmoid(2 v), for the same reason.
-- The derivative of tanh is not 1 - tanh^2, which at x = 3 would be wrong by 10 % (2 * 2^-11 of one, and it is 0.0099 there), but
-  4 e / (1 + e)^2 with e = exp(-2|x|); likewise 1 - sigmoid is e^-x * sigmoid, never a subtraction.
-- Packed forms: fp32 has none on sm_90 (sm_100 has f32x2 add, mul and fma, but no special function); ex2 and tanh of f16x2 and
-  bf16x2 are as inaccurate as their format, before the arithmetic that follows.
+- The derivative of tanh is not 1 - tanh^2, which at x = 3 would be wrong by 10 % (2 * 2^-11 of one, and it is 0.0099
+  there), but 4 e / (1 + e)^2 with e = exp(-2|x|); likewise 1 - sigmoid is e^-x * sigmoid, never a subtraction.
+- Packed forms: fp32 has none on sm_90 (sm_100 has f32x2 add, mul and fma, but no special function); ex2 and tanh of
+  f16x2 and bf16x2 are as inaccurate as their format, before the arithmetic that follows.
 
-**Infinities and zeros.** x * sigmoid(x) is inf * 0 for x = -inf. So x is first clamped to where the sigmoid is 0 anyway (flushed:
-below 2^-126) but e^-x still finite; the result is then -0, and derivatives at +-inf are their limits. One min or max costs little
-beside the special functions. NaN stays NaN. What is flushed is less than 2^-118 of what it is multiplied with.
+**Infinities and zeros.** x * sigmoid(x) is inf * 0 for x = -inf. So x is first clamped to where the sigmoid is 0 anyway
+(flushed: below 2^-126) but e^-x still finite; the result is then -0, and derivatives at +-inf are their limits. One min
+or max costs little beside the special functions. NaN stays NaN. What is flushed is less than 2^-118 of what it is
+multiplied with.
 
-**Errors** are relative to the result: bounds that follow from the PTX ISA's (derived in tests/emulated/activation_sweep.py) and,
-in brackets, the worst of that sweep in the emulator, both with correctly rounded special functions and with ones that err as much
-as the ISA allows, in either direction. Most of it is the rounding of the exponent's argument, so large negative x are worst and
-|x| < 4 is below 2^-19. Slopes that cross zero (silu, gelu) have an absolute bound within 0.3 of the crossing. Values below 2^-118,
-where factors are flushed, are exempt. Measured on hardware: not yet (`python -m tests.emulated.activation_sweep` does it).
+**Errors** are relative to the result: bounds that follow from the PTX ISA's (derived in
+tests/emulated/activation_sweep.py) and, in brackets, the worst of that sweep in the emulator, both with correctly
+rounded special functions and with ones that err as much as the ISA allows, in either direction. Most of it is the
+rounding of the exponent's argument, so large negative x are worst and |x| < 4 is below 2^-19. Slopes that cross zero
+(silu, gelu) have an absolute bound within 0.3 of the crossing. Values below 2^-118, where factors are flushed, are
+exempt. Measured on hardware: not yet (`python -m tests.emulated.activation_sweep` does it).
 """
 
 import math
@@ -96,7 +100,7 @@ def _logistic_of_log2(z: Float32) -> _Logistic:
     return _Logistic(value, e * value)
 
 
-# ---- one argument -----------------------------------------------------------------------------------------------------
+# ---- one argument ----------------------------------------------------------------------------------------------------
 
 
 def identity(x: Float32) -> Float32:
@@ -183,7 +187,7 @@ def _scaled_silu_slope(x: Float32, scale: float, limit: float) -> _ValueAndSlope
 
 
 def gelu_tanh_approx(x: Float32) -> Float32:
-    """x/2 (1 + tanh(v)) = x sigmoid(2 v) with v = sqrt(2/pi) (x + 0.044715 x^3); -0 below -10.0. Error 2^-15 [2^-17.0]."""
+    """x/2 (1 + tanh(v)) = x sigmoid(2 v), v = sqrt(2/pi) (x + 0.044715 x^3); -0 below -10.0. Error 2^-15 [2^-17.0]."""
     x = maximum(x, -GELU_LIMIT)
     return x * _sigmoid_of_log2(_gelu_log2(x))
 
@@ -205,7 +209,7 @@ def _gelu_slope(x: Float32) -> _ValueAndSlope:
     return _ValueAndSlope(x * s.value, s.value * (1.0 + (bounded * inner) * s.complement))
 
 
-# ---- gated ------------------------------------------------------------------------------------------------------------
+# ---- gated -----------------------------------------------------------------------------------------------------------
 
 
 def swiglu(g: Float32, u: Float32) -> Float32:
@@ -259,7 +263,7 @@ def dglu(g: Float32, u: Float32, dy: Float32) -> GatedGradient:
     return _ValueAndSlope(s.value, s.value * s.complement).gate(u, dy)
 
 
-# ---- by name ----------------------------------------------------------------------------------------------------------
+# ---- by name ---------------------------------------------------------------------------------------------------------
 
 
 class DeviceActivation(NamedTuple):

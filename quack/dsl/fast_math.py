@@ -1,7 +1,7 @@
 """Scalar fp32 functions that are one instruction each: the special function unit's approximations, and min and max.
 
-Error bounds are those of the PTX ISA (9.0, sections 9.7.3.x). The unit makes 16 results a clock and SM on Hopper (an FMA: 128),
-so these, not the arithmetic around them, are what an activation costs.
+Error bounds are those of the PTX ISA (9.0, sections 9.7.3.x). The unit makes 16 results a clock and SM on Hopper (an
+FMA: 128), so these, not the arithmetic around them, are what an activation costs.
 """
 
 import cutlass
