@@ -17,7 +17,7 @@ def reference(activation: Union[Activation, GatedActivation]) -> Callable[..., T
 
 
 def _gelu_tanh_approx(x: Tensor) -> Tensor:
-    """Through the sigmoid: `F.gelu(x, approximate="tanh")` subtracts from 1, which leaves no digit of float64 at x = -8."""
+    """Through the sigmoid: `F.gelu(x, approximate="tanh")` subtracts from 1: no digit of float64 is left at x = -8."""
     return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
