@@ -186,9 +186,7 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
     config = spec.config
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
-        tile = tile_ns(spec, shape.k, GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
-GATHER_BYTES_PER_NS = 29.0  # of A, one SM: what the copying warps reach
-GROUPED_L2_BYTES_PER_NS)
+        tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
         full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
         last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
         tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)

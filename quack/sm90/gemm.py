@@ -574,6 +574,12 @@ class GemmSm90(GemmBase):
             team.accumulators.fill(0.0)
         elif k_tiles == 0:
             team.accumulators.fill(0.0)
+        if cutlass.const_expr(slabs == 0):
+            for _ in cutlass.range(k_tiles, unroll=1):
+                cta.ab.consumer_wait(state)
+                cta.ab.consumer_release(state)
+                state.advance()
+            return state
         release = state.clone()
         warpgroup.fence()
         for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
