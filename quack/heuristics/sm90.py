@@ -66,7 +66,7 @@ RAGGED_SWIZZLE = 16
 RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take than their dense efficiency says
 RAGGED_WIDE = 1.02  # the same for tiles of more than 128 columns: the power limit hits them harder
 GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
-GATHER_BYTES_PER_NS = 29.0  # of A, one SM: what the copying warps reach
+GATHER_BYTES_PER_NS = 24.0  # of A, one SM: what the copying warps reach beside the multiplication
 GROUPED_L2_BYTES_PER_NS = 60.0  # as L2_BYTES_PER_NS where neighbouring tiles often belong to different problems
 
 
