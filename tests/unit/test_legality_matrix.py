@@ -94,7 +94,9 @@ class Cell(NamedTuple):
 
 
 @cache
-def operand(dtype: Dtype, is_batched: bool, transposed: bool, is_inner: bool, align: int, is_concat: bool) -> OperandSpec:
+def operand(
+    dtype: Dtype, is_batched: bool, transposed: bool, is_inner: bool, align: int, is_concat: bool
+) -> OperandSpec:
     return OperandSpec(
         dtype, 2 + is_batched, transposed, Major.INNER if is_inner else Major.OUTER, align or dtype.bytes, is_concat
     )
@@ -116,7 +118,8 @@ def ops(epilogue: str, adapter: str, swapped: bool, is_concat: bool) -> tuple[Ep
         "all": (("ScaleAccumulator", device), ("AddScaledC", device), (bias_mixin, bias)),
     }
     return tuple(
-        EpilogueOpSpec(f"quack.epilogue.linear:{name}", () if port is None else (port,)) for name, port in terms[epilogue]
+        EpilogueOpSpec(f"quack.epilogue.linear:{name}", () if port is None else (port,))
+        for name, port in terms[epilogue]
     )
 
 
@@ -279,7 +282,11 @@ def _without(cell: Cell, storage: str) -> Cell:
 
 
 def _configured(cell: Cell, name: str, value: str) -> Cell:
-    return cell._replace(config=replace(cell.config, **{name: {"True": True, "False": False}[value] if value in ("True", "False") else int(value)}))
+    return cell._replace(
+        config=replace(
+            cell.config, **{name: {"True": True, "False": False}[value] if value in ("True", "False") else int(value)}
+        )
+    )
 
 
 def _narrower(cell: Cell) -> Cell:
