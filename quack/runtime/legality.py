@@ -17,6 +17,7 @@ INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
 PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
+MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
+    if budget.slabs > 1 and _has_scattered_columns(spec):
+        limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
     if budget.accumulator_registers > limit:
@@ -220,6 +223,14 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def _has_scattered_columns(spec: GemmSpec) -> bool:
+    """Whether M-major C or D by element keep so many column addresses, for the rows of every slab, that ptxas spills."""
+    scattered = [
+        s for s in (spec.operands.c, spec.operands.d) if s is not None and not s.is_tma and s.major is Major.OUTER
+    ]
+    return len(scattered) == 2 or (len(scattered) == 1 and spec.adapter == GROUPED)
 
 
 def _has_halves_by_element(spec: GemmSpec) -> bool:

@@ -181,6 +181,11 @@ def room(cell: Cell) -> int:
     taken = 0
     if cell.has_c or elements_of_d:
         taken = 72 if elements_of_c and elements_of_d and has_halves else 56
+    is_column_major = (cell.majors[2] == "m") != config.swap_ab
+    has_slabs = config.tile_m > (64 if config.pingpong else 128)  # of its own for each warpgroup
+    if is_column_major and has_slabs:
+        if (elements_of_c and elements_of_d) or (cell.adapter == GROUPED and (elements_of_c or elements_of_d)):
+            return 64
     return (200 if config.tile_m == 64 and not config.pingpong else 192) - taken
 
 
