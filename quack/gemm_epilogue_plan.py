@@ -23,6 +23,7 @@ from cutlass import Float32, Int32
 from cutlass.pipeline import PipelineState
 
 from .dsl.barrier import sync_warpgroup
+from .dsl.convert import convert_pair
 from .epilogue.protocol import EpilogueContext, EpilogueFragment
 
 SLAB_M = 64
@@ -93,11 +94,11 @@ class DefaultCommit(EpiloguePlan):
         subtile: cutlass.Constexpr[int],
         state: EpilogueState,
     ) -> EpilogueState:
+        if cutlass.const_expr(io.d_atom is None):
+            self.store_elements(ctx, io, frag)
+            return state
         values = cute.make_rmem_tensor(frag.acc.shape, io.d_dtype)
         values.store(frag.acc.load().to(io.d_dtype))
-        if cutlass.const_expr(io.d_atom is None):
-            self.store_elements(ctx, io, frag, values)
-            return state
         stage = io.d_first_stage + state.d_stage
         thread_copy = io.copy_d.get_slice(ctx.thread)
         tRS_sD = thread_copy.partition_D(io.sD)  # (R2S, R2S_M, R2S_N, STAGE)
@@ -122,16 +123,18 @@ class DefaultCommit(EpiloguePlan):
         return EpilogueState(state.c, Int32(0) if next_stage == io.d_stages else next_stage)
 
     @cute.jit
-    def store_elements(self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, values: cute.Tensor):
+    def store_elements(self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment):
         """D whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
         coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
         d, base = io.d, frag.base  # locals: the tracer would carry the whole objects through the `if`
         row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
-        for v in cutlass.range_constexpr(cute.size(values)):
-            m = coordinates[base + v][0] + row
-            n = coordinates[base + v][1] + col
-            if m < rows and n < cols:
-                d[m, n] = values[v]
+        for first in cutlass.range_constexpr(0, cute.size(frag.acc), 2):
+            pair = convert_pair(frag.acc[first], frag.acc[first + 1], io.d_dtype)
+            for v in cutlass.range_constexpr(2):
+                m = coordinates[base + first + v][0] + row
+                n = coordinates[base + first + v][1] + col
+                if m < rows and n < cols:
+                    d[m, n] = pair[v]
 
     @cute.jit
     def drain(self, is_store_warp: cutlass.Boolean):

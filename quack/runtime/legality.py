@@ -17,6 +17,7 @@ INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
 PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
+MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter in RAGGED_K:
+        if operands.a.dtype.is_fp8 or operands.b.dtype.is_fp8:
+            yield Legality(
+                "fp8 has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but wgmma reads 8-bit "
+                "operands K-major only",
+                "A.bfloat16(), B.bfloat16()",
+            )
         for name, operand in (("A", operands.a), ("B", operands.b)):
             if operand.major is not Major.OUTER:
                 mode = "M" if name == "A" else "N"
@@ -123,25 +130,31 @@ def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)
     yield from _order_refusals(spec)
-    yield from _operand_refusals(spec.operands)
+    yield from _operand_refusals(spec.operands, _input_names(spec.config))
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)
 
 
-def _operand_refusals(operands: OperandSpecs) -> Iterator[Legality]:
+def _input_names(config: GemmConfig) -> tuple[str, str]:
+    """What the caller knows the kernel's A and B as."""
+    return ("B", "A") if config.swap_ab else ("A", "B")
+
+
+def _operand_refusals(operands: OperandSpecs, names: tuple[str, str]) -> Iterator[Legality]:
     a, b = operands.a, operands.b
     if a.dtype is Dtype.FP32 or b.dtype is Dtype.FP32:
         yield Legality("fp32 inputs (tf32) have no kernel on sm_90a yet", "A.bfloat16(), B.bfloat16()")
     elif a.dtype.is_fp8 != b.dtype.is_fp8 or (a.dtype in INPUT_16BIT and a.dtype is not b.dtype):
         yield Legality(
-            f"A is {a.dtype.value} and B is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16 or fp8 x fp8",
+            f"{names[0]} is {a.dtype.value} and {names[1]} is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16 or "
+            "fp8 x fp8",
             "convert one operand to the dtype of the other",
         )
-    for name, operand in (("A", a), ("B", b)):
+    for name, operand in zip(names, (a, b)):
         if operand.dtype.is_fp8 and operand.major is not Major.INNER:
             yield Legality(
                 f"fp8 {name} is not K-major: wgmma reads 8-bit operands K-major only",
-                f"{name} with K contiguous, e.g. {name}.mT.contiguous().mT",
+                f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}",
             )
         if not operand.is_tma:
             yield Legality(f"{name} is not 16-byte aligned", f"an aligned copy of {name}")
@@ -172,8 +185,9 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs) -> Iterator[Leg
         yield Legality(f"device_capacity={config.device_capacity} is for another GPU than sm_90a", "device_capacity=9")
     if config.max_swizzle_size < 1:
         yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
-    yield from _multicast_refusals("A", operands.a, config.tile_m, config.cluster_n)
-    yield from _multicast_refusals("B", operands.b, config.tile_n, config.cluster_m)
+    a_name, b_name = _input_names(config)
+    yield from _multicast_refusals(a_name, operands.a, config.tile_m, config.cluster_n)
+    yield from _multicast_refusals(b_name, operands.b, config.tile_n, config.cluster_m)
 
 
 def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -> Iterator[Legality]:
@@ -195,6 +209,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
+    if budget.slabs > 1 and _has_scattered_columns(spec):
+        limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
     if budget.accumulator_registers > limit:
@@ -207,6 +223,14 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def _has_scattered_columns(spec: GemmSpec) -> bool:
+    """Whether M-major C or D by element keep so many column addresses, for the rows of every slab, that ptxas spills."""
+    scattered = [
+        s for s in (spec.operands.c, spec.operands.d) if s is not None and not s.is_tma and s.major is Major.OUTER
+    ]
+    return len(scattered) == 2 or (len(scattered) == 1 and spec.adapter == GROUPED)
 
 
 def _has_halves_by_element(spec: GemmSpec) -> bool:
