@@ -10,6 +10,7 @@ Errors: ValueError or TypeError naming the argument and both values, `Unsupporte
 all before anything is launched or written. M, N or L = 0 returns the empty output, K = 0 gives beta * C + bias.
 """
 
+import importlib
 from dataclasses import replace
 from typing import Optional, Union
 
@@ -491,6 +492,13 @@ class _Tuned:
 
 
 gemm_tuned = _Tuned()
+
+
+def __getattr__(name: str) -> object:
+    """`gemm_grouped` and `grouped_plan` belong to this interface, too; their module imports this one."""
+    if name in ("gemm_grouped", "grouped_plan"):
+        return getattr(importlib.import_module("quack.grouped"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def default_config(device: torch.device) -> GemmConfig:

@@ -181,6 +181,9 @@ def cases() -> list[RaggedCase]:
         RaggedCase("m", SIZES, n=264, k=72, nan_group=1, config=replace(DYNAMIC, cluster_m=1)),
         RaggedCase("m", MANY, n=136, k=72, nan_group=7, config=DYNAMIC),
         RaggedCase("m", (0, 0, 0), n=136, k=72, config=DYNAMIC),
+        # Clusters of which one CTA has no rows at all, and then multiplies nothing.
+        RaggedCase("m", MANY, n=136, k=72, nan_group=7, config=GemmConfig(64, 128, pingpong=True, cluster_m=2)),
+        RaggedCase("m", MANY, n=136, k=72, nan_group=7, config=GemmConfig(64, 128, cluster_m=2)),
         RaggedCase("m", (0, 0, 17), n=72, k=64),
         RaggedCase("m", (33,), n=72, k=64),
         RaggedCase("m", (0, 0), n=72, k=64),

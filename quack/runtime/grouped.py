@@ -250,10 +250,13 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
         assert device is not None
         swapped = replace(members[0][1], arch=device.arch)
         problems = [problem for problem, _ in members]
-        spec = choose(replace(base, arch=device.arch), swapped, [p.shape for p in problems], options, device)
-        if spec.config.swap_ab:
-            problems = [replace(p, shape=p.shape.swapped()) for p in problems]
-        launches.append(GroupedLaunch(spec, device, problems))
+        try:
+            spec = choose(replace(base, arch=device.arch), swapped, [p.shape for p in problems], options, device)
+            if spec.config.swap_ab:
+                problems = [replace(p, shape=p.shape.swapped()) for p in problems]
+            launches.append(GroupedLaunch(spec, device, problems))
+        except UnsupportedGemm as error:
+            raise UnsupportedGemm(f"problem {problems[0].index}: {error.reason}", error.alternative) from None
     return GroupedProgram(launches, copies)
 
 

@@ -579,6 +579,7 @@ class GemmSm90(GemmBase):
                 cta.ab.consumer_wait(state)
                 cta.ab.consumer_release(state)
                 state.advance()
+            self.hand_over(team, another_follows)
             return state
         release = state.clone()
         warpgroup.fence()
