@@ -9,8 +9,9 @@ Expert loads are uniform random weights in [0.1, 1.1], normalised; the offsets s
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Optional
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -59,14 +60,31 @@ def normal(*shape: int) -> torch.Tensor:
 
 def forward(shape: Shape, timing: Timing) -> Row:
     """x (total, K) times weight (E, N, K)^T per group."""
-    cu = shape.offsets()
-    size = 2 * (shape.total * (shape.k + shape.n) + shape.experts * shape.n * shape.k)
+    return multiply_experts("varlen_m", shape, timing, None)
+
+
+def gathered(shape: Shape, timing: Timing) -> Row:
+    """The same on rows picked at random from x (total / 4, K), as top-4 routing does; torch copies them first."""
+    index = torch.randperm(shape.total, device="cuda").remainder(shape.total // 4).int()
+    return multiply_experts("gather_m", shape, timing, index)
+
+
+def multiply_experts(bench: str, shape: Shape, timing: Timing, index: Optional[torch.Tensor]) -> Row:
+    """index (total,): which row of x each row is; None: x has them in order."""
+    cu, tokens = shape.offsets(), shape.total if index is None else shape.total // 4
+    size = 2 * (tokens * shape.k + shape.total * shape.n + shape.experts * shape.n * shape.k)
     sets = range(common.cold_sets(size))
-    xs, weights = [normal(shape.total, shape.k) for _ in sets], [normal(shape.experts, shape.n, shape.k) for _ in sets]
+    xs, weights = [normal(tokens, shape.k) for _ in sets], [normal(shape.experts, shape.n, shape.k) for _ in sets]
     outs = [normal(shape.total, shape.n) for _ in sets]
+
+    def rows_of(x: torch.Tensor) -> torch.Tensor:
+        return x if index is None else x[index]
+
     replays = {
-        "torch": Replay(lambda i: torch._grouped_mm(xs[i], weights[i].mT, offs=cu[1:]), len(sets)),
-        "quack": Replay(lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu), len(sets)),
+        "torch": Replay(lambda i: torch._grouped_mm(rows_of(xs[i]), weights[i].mT, offs=cu[1:]), len(sets)),
+        "quack": Replay(
+            lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu, A_idx=index), len(sets)
+        ),
     }
     us = common.interleave(replays, *timing)
     common.poison(outs)
@@ -74,13 +92,12 @@ def forward(shape: Shape, timing: Timing) -> Row:
     expert = torch.repeat_interleave(torch.arange(shape.experts, device="cuda"), cu.diff().long())
 
     def reference(rows: slice) -> torch.Tensor:
-        parts = []
-        for e in expert[rows].unique_consecutive().tolist():
-            parts.append(xs[0][rows][expert[rows] == e].float() @ weights[0][e].float().T)
-        return torch.cat(parts)
+        a = rows_of(xs[0])[rows]
+        experts = expert[rows].unique_consecutive().tolist()
+        return torch.cat([a[expert[rows] == e].float() @ weights[0][e].float().T for e in experts])
 
     error = common.relative_error(outs[0], reference)
-    return row("varlen_m", shape, us, error)
+    return row(bench, shape, us, error, "torch._grouped_mm" if index is None else "index and _grouped_mm")
 
 
 def weight_gradient(shape: Shape, timing: Timing) -> Row:
@@ -109,34 +126,6 @@ def weight_gradient(shape: Shape, timing: Timing) -> Row:
     return row("varlen_k", shape, us, error)
 
 
-def gathered(shape: Shape, timing: Timing) -> Row:
-    """`forward` on rows picked at random from x (total / 4, K): top-4 routing, without and with a gathered copy."""
-    cu, tokens = shape.offsets(), shape.total // 4
-    size = 2 * (tokens * shape.k + shape.total * shape.n + shape.experts * shape.n * shape.k)
-    sets = range(common.cold_sets(size))
-    xs, weights = [normal(tokens, shape.k) for _ in sets], [normal(shape.experts, shape.n, shape.k) for _ in sets]
-    outs = [normal(shape.total, shape.n) for _ in sets]
-    index = torch.randperm(shape.total, device="cuda").remainder(tokens).int()
-    replays = {
-        "torch": Replay(lambda i: torch._grouped_mm(xs[i][index], weights[i].mT, offs=cu[1:]), len(sets)),
-        "quack": Replay(
-            lambda i: quack.gemm(xs[i], weights[i].mT, out=outs[i], cu_seqlens_m=cu, A_idx=index), len(sets)
-        ),
-    }
-    us = common.interleave(replays, *timing)
-    common.poison(outs)
-    replays["quack"].run()
-    expert = torch.repeat_interleave(torch.arange(shape.experts, device="cuda"), cu.diff().long())
-
-    def reference(rows: slice) -> torch.Tensor:
-        parts = []
-        for e in expert[rows].unique_consecutive().tolist():
-            parts.append(xs[0][index[rows][expert[rows] == e]].float() @ weights[0][e].float().T)
-        return torch.cat(parts)
-
-    return row("gather_m", shape, us, common.relative_error(outs[0], reference), "index and _grouped_mm")
-
-
 def row(bench: str, shape: Shape, us: dict[str, float], error: float, baseline: str = "torch._grouped_mm") -> Row:
     return Row(bench, str(shape), "bf16", "-", "heuristic", us["quack"], baseline, us["torch"], error, shape.flops)
 
@@ -155,7 +144,8 @@ def main() -> int:
     recorder.header()
     for text in args.shapes.split(","):
         for measure in (forward, gathered, weight_gradient):
-            recorder.add(measure(Shape.parse(text), (args.rounds, args.rest)))
+            result = measure(Shape.parse(text), (args.rounds, args.rest))
+            recorder.add(replace(result, bench=result.bench + "_rested") if args.rest else result)
             torch.cuda.empty_cache()
     return 0 if recorder.summary() else 1
 

@@ -74,7 +74,8 @@ class BoundTables:
         self.written: Optional[torch.cuda.Event] = None
 
     def use(self) -> None:
-        """Before every launch but the first: order the current stream behind the one that wrote the tables."""
+        """Before every launch but the first: order the current stream behind the one that wrote the tables. Not while
+        capturing, for an event from outside cannot be captured; captures begin on an idle device (`torch.cuda.graph`)."""
         if raw_stream(self.device) == self.stream or self.written is None or is_capturing(self.device):
             return
         current = torch.cuda.current_stream(self.device)
