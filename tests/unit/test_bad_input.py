@@ -15,9 +15,7 @@ import torch
 import quack
 from quack import gemm_interface
 from quack.gemm_config import GemmConfig
-from quack.runtime import plan
 from quack.runtime.gather import check_gather
-from quack.runtime.legality import legality
 from quack.runtime.operands import overlaps
 from quack.runtime.plan import GemmRequest, describe_request
 from quack.runtime.spec import UnsupportedGemm
@@ -640,22 +638,6 @@ def assert_refused(row: Row, t: Tensors) -> None:
 
 
 # ---- on CPU tensors ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def launches(monkeypatch) -> Iterator[list[tuple]]:
-    """CPU tensors pass for an H200's; compiled functions only record their arguments."""
-    calls: list[tuple] = []
-
-    def get_function(spec, emulated) -> Callable[..., None]:
-        legality(spec).require()
-        return lambda *arguments: calls.append(arguments)
-
-    monkeypatch.setattr(plan, "get_function", get_function)
-    monkeypatch.setattr(plan, "tile_counter", lambda device: None)
-    monkeypatch.setattr(gemm_interface, "_plans", {})
-    with quack.emulator.use("sm90"):
-        yield calls
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

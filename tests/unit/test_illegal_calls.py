@@ -3,8 +3,6 @@
 What test_bad_input.py already has is not repeated. Outputs hold NaN (bytes 0xFF) before and after, and nothing is launched.
 """
 
-import importlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +10,7 @@ import pytest
 import torch
 
 import quack
-from quack import gemm_interface
 from quack.gemm_config import GemmConfig
-from quack.runtime import grouped, plan
-from quack.runtime.legality import legality
 from quack.runtime.spec import UnsupportedGemm
 from tests.unit.test_bad_input import BF16, E4M3, FP16, FP32, Row, Tensors, _bad, _unsupported, assert_refused
 
@@ -176,23 +171,6 @@ def _config_rows() -> Iterator[Row]:
 
 
 ROWS = [row for source in (_argument_rows, _dtype_rows, _config_rows) for row in source()]
-
-
-@pytest.fixture
-def launches(monkeypatch) -> Iterator[list[tuple]]:
-    """CPU tensors pass for an H200's; compiled functions only record their arguments."""
-    calls: list[tuple] = []
-
-    def get_function(spec, emulated) -> Callable[..., None]:
-        legality(spec).require()
-        return lambda *arguments: calls.append(arguments)
-
-    for module in (plan, grouped):
-        monkeypatch.setattr(module, "get_function", get_function)
-    monkeypatch.setattr(gemm_interface, "_plans", {})
-    monkeypatch.setattr(importlib.import_module("quack.grouped"), "_programs", OrderedDict())
-    with quack.emulator.use("sm90"):
-        yield calls
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

@@ -1,0 +1,30 @@
+"""Fixtures of the unit tests."""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import quack
+from quack import gemm_interface
+from quack.runtime import grouped, plan
+from quack.runtime.legality import legality
+
+
+@pytest.fixture
+def launches(monkeypatch) -> Iterator[list[tuple]]:
+    """CPU tensors pass for an H200's, and compiled functions only record their arguments; legality is asked all the same."""
+    calls: list[tuple] = []
+
+    def get_function(spec, emulated) -> Callable[..., None]:
+        legality(spec).require()
+        return lambda *arguments: calls.append(arguments)
+
+    for module in (plan, grouped):
+        monkeypatch.setattr(module, "get_function", get_function)
+        monkeypatch.setattr(module, "tile_counter", lambda device: None)
+    monkeypatch.setattr(gemm_interface, "_plans", {})
+    monkeypatch.setattr(importlib.import_module("quack.grouped"), "_programs", OrderedDict())
+    with quack.emulator.use("sm90"):
+        yield calls
