@@ -97,6 +97,10 @@ class GroupedPlan:
         self._signatures = [_signature(tensor) for tensor in tensors.flat()]
         self._ports = _ports(tensors, options)
         self._is_debugging = is_debugging()
+        self._calls: Optional[list[tuple[Callable[..., None], tuple[Any, ...]]]] = (
+            None  # if all is known to be in place
+        )
+        self._stream = 0  # on which it is
         self._remember(tensors)
 
     def __call__(
@@ -123,8 +127,8 @@ class GroupedPlan:
                 for call, arguments in self._calls:
                     call(*arguments)
                 return list(held.out)
-        given = (A_list, B_list, out_list, C_list, bias_list)
-        tensors = GroupedTensors(*(old if new is None else tuple(new) for old, new in zip(held, given)))
+        given = {"A": A_list, "B": B_list, "out": out_list, "C": C_list, "bias": bias_list}
+        tensors = held._replace(**{name: tuple(family) for name, family in given.items() if family is not None})
         self._check(tensors)
         self._remember(tensors)
         bound = self._program.run(tensors, self._ports)
@@ -138,10 +142,7 @@ class GroupedPlan:
         self._inputs = [*tensors.A, *tensors.B]
         self._pointers = list(map(data_ptr, self._inputs))
         self._device = tensors.A[0].get_device() if tensors.A else EMULATED
-        self._calls: Optional[list[tuple[Callable[..., None], tuple[Any, ...]]]] = (
-            None  # if all is known to be in place
-        )
-        self._stream = 0  # on which it is
+        self._calls = None
 
     def _check(self, tensors: GroupedTensors) -> None:
         """Same number of tensors as planned, each like the one it replaces."""

@@ -13,7 +13,7 @@ _lock = threading.Lock()
 
 
 def get_function(spec: GemmSpec, emulated: bool = False) -> Callable[..., None]:
-    """The TVM-FFI function (a, b, c, d, epilogue_arguments, counter, max_active_clusters); `UnsupportedGemm` if illegal.
+    """The TVM-FFI function (a, b, c, d, problem_arguments, epilogue_arguments, counter, clusters); `UnsupportedGemm` if illegal.
 
     emulated: it takes CPU tensors and its kernels run in `quack.emulator`.
     """

@@ -32,7 +32,7 @@ DESCRIPTORS = 4  # per problem
 MAX_TABLES = 16  # sets of addresses that a program remembers
 _captured: list["BoundTables"] = []  # a CUDA graph may replay at any time: what it reads lives as long as the process
 
-data_ptr = torch._C.TensorBase.data_ptr
+data_ptr = torch.Tensor.data_ptr
 
 
 class GroupedTensors(NamedTuple):

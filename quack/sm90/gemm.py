@@ -7,7 +7,7 @@ other drains.
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
 | load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
-| gather A (warps 0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]`, each lane, by cp.async | half of `sA[s]` until full |
+| gather A (warps 0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]`, once a warp | half of `sA[s]` until full |
 | draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
 | load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
@@ -27,8 +27,8 @@ No deadlock: loads wait only for MMA, MMA only for loads and for the other warpg
 loads, which are issued in work order by a warp that waits for nothing else.
 
 Gathered A is written by threads (generic proxy) and read by wgmma (async proxy): the copying warps wait for copies that they
-issued `gather_lag` k tiles ago, fence, and only then arrive. (A fence in the MMA warps instead would stall each k tile.) They
-ask for the next work with at most one work not handed in, so that the MMA warps cannot be waiting for them in turn.
+issued `gather_lag` k tiles ago, fence, and only then arrive, so the MMA warps need no fence. They ask for the next work with
+at most one work not handed in, so that the MMA warps cannot be waiting for them in turn.
 
 PDL: every role waits for the previous grid (`griddepcontrol.wait`) after the set-up of barriers; the load warp lets the next
 grid start once its last load is issued.
