@@ -87,7 +87,9 @@ class Inputs:
         groups = case.batch if case.sizes is None else len(case.sizes)
         lines = case.rows if case.pool is None else case.pool
         a_batch = case.batch if case.sizes is None else None
-        self.A = self.matrix((a_batch, lines, case.k), case.dtype, case.majors[0] == "k", SPREAD / max(case.k, 1) ** 0.5)
+        self.A = self.matrix(
+            (a_batch, lines, case.k), case.dtype, case.majors[0] == "k", SPREAD / max(case.k, 1) ** 0.5
+        )
         self.B = self.matrix((groups, case.k, case.n), case.dtype, case.majors[1] == "n")
         self.offsets = self.indices = None
         if case.sizes is not None:
