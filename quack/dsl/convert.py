@@ -51,10 +51,10 @@ def unpack_pair(word: Float32, dtype: Any) -> tuple[Float32, Float32]:
     bits = as_bits(word)
     if dtype is BFloat16:
         return as_float(bits << 16), as_float(bits & HIGH_HALF)
-    words = cute.make_rmem_tensor(1, Int32)
-    words[0] = bits
-    halves = cute.recast_tensor(words, dtype)
-    return halves[0].to(Float32), halves[1].to(Float32)
+    none = llvm.IntegerOverflowFlags.none
+    halves = [llvm.trunc(T.i16(), part.ir_value(), none) for part in (bits, bits >> 16)]
+    low, high = (dtype(llvm.bitcast(dtype.mlir_type, half)).to(Float32) for half in halves)
+    return low, high
 
 
 def pack_pair(low: Float32, high: Float32, dtype: Any) -> Float32:
