@@ -17,7 +17,7 @@ from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
 MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
-L2_BYTES_PER_NS = 70.0  # one SM, sustained, after multicast
+L2_BYTES_PER_NS = 74.0  # one SM, sustained, after multicast
 HBM_BYTES_PER_NS = 4100.0  # whole device
 STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
 TILE_START_NS = 700.0  # pipeline fill of a tile
