@@ -26,6 +26,7 @@ LAYERS = {
     "quack.rounding": 1,
     "quack.gemm_problem_adapter": 2,
     "quack.tile_scheduler": 2,
+    "quack.triangular_scheduler": 2,
     "quack.work_stream": 2,
     "quack.varlen_adapter": 2,
     "quack.search_scheduler": 2,
