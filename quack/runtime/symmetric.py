@@ -1,0 +1,63 @@
+"""A prepared symmetric GEMM call: which kernel computes D = alpha * A @ B + beta * C where D = D^T."""
+
+from dataclasses import replace
+from typing import Any, Optional, Union
+
+import torch
+
+from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from ..heuristics import symmetric as heuristics
+from .device import device_of
+from .plan import EmptyPlan, GemmPlan, GemmRequest, _mirror, describe_request, port_values
+from .spec import MIRROR, SYMMETRIC, SYMMETRIC_COMMIT, GemmSpec
+
+
+def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
+    """As `plan.prepare`. A pinned configuration is one of the triangular kernel."""
+    shape, base, swapped, copies = describe_request(request)
+    if shape.m != shape.n:
+        raise ValueError(
+            f"A {tuple(request.A.shape)} and B {tuple(request.B.shape)} give {shape.m} x {shape.n} results, and a symmetric "
+            "one is square: pass B = A.mT, or call gemm"
+        )
+    if 0 in (shape.m, shape.batch):
+        return EmptyPlan()
+    device = device_of(request.A)
+    triangular = symmetric_spec(replace(base, arch=device.arch))
+    if request.config is not None:
+        config = request.config.with_tile_k(base.operands.a.dtype)
+        return GemmPlan(replace(triangular, config=config), device, request, *copies)
+    whole: tuple[GemmSpec, ...] = ()
+    if is_transpose(request.A, request.B):
+        whole = replace(base, arch=device.arch), replace(swapped, arch=device.arch)
+    spec = heuristics.choose(triangular, shape, device.sms, whole)
+    if request.dynamic:
+        spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
+    return GemmPlan(spec, device, request, *copies)
+
+
+def symmetric_spec(base: GemmSpec) -> GemmSpec:
+    """The triangular kernel for the operands and epilogue of `base`, its configuration still open."""
+    mirror = PortSpec(PortKind.TILE_OUTPUT, PortSource.DEVICE, layout=_mirror(base.operands.d))
+    return replace(
+        base, adapter=SYMMETRIC, plan=SYMMETRIC_COMMIT, epilogue=(*base.epilogue, EpilogueOpSpec(MIRROR, (mirror,)))
+    )
+
+
+def symmetric_ports(plan: Union[GemmPlan, EmptyPlan], request: GemmRequest) -> Optional[tuple[Any, ...]]:
+    """What the plan's kernel receives for its epilogue ports: D once more where it stores mirrors."""
+    ports = port_values(request)
+    if isinstance(plan, GemmPlan) and plan.spec.plan == SYMMETRIC_COMMIT:
+        return (*(ports or ()), request.out)
+    return ports
+
+
+def is_transpose(A: torch.Tensor, B: torch.Tensor) -> bool:
+    """Whether B is A.mT, the same memory."""
+    transposed = A.mT
+    return (
+        B.data_ptr() == A.data_ptr()
+        and B.dtype == A.dtype
+        and B.shape == transposed.shape
+        and B.stride() == transposed.stride()
+    )
