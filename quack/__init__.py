@@ -22,6 +22,7 @@ _EXPORTS = {
         "explain",
     ),
     "quack.grouped": ("gemm_grouped", "grouped_plan"),
+    "quack.symmetric": ("gemm_symmetric", "gemm_symmetric_out", "gemm_symmetric_ref"),
     "quack.gemm_config": ("GemmConfig",),
     "quack.runtime.spec": ("UnsupportedGemm",),
     "quack.epilogue.protocol": ("EpilogueMixin",),

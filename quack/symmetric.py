@@ -79,6 +79,7 @@ def explain_symmetric(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torc
     """What `gemm_symmetric(A, B)` could use, with predicted times, best first: half of the tiles, or the whole product."""
     shape, base, swapped, _ = describe_request(GemmRequest(A, B, _output(A, B, out_dtype)))
     device = device_of(A)
+    assert swapped is not None
     base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
     whole = (base, swapped) if is_transpose(A, B) else None
     return heuristics.explain(symmetric_spec(base), shape, device.sms, whole)

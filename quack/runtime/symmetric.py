@@ -5,10 +5,12 @@ from typing import Any, Optional, Union
 
 import torch
 
+from ..gemm_config import Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..heuristics import symmetric as heuristics
 from .device import device_of
-from .plan import EmptyPlan, GemmPlan, GemmRequest, _mirror, describe_request, port_values
+from .epilogue import mirror
+from .plan import EmptyPlan, GemmPlan, GemmRequest, describe_request
 from .spec import MIRROR, SYMMETRIC, SYMMETRIC_COMMIT, GemmSpec
 
 
@@ -28,7 +30,7 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         config = request.config.with_tile_k(base.operands.a.dtype)
         return GemmPlan(replace(triangular, config=config), device, request, *copies)
     whole: tuple[GemmSpec, ...] = ()
-    if is_transpose(request.A, request.B):
+    if is_transpose(request.A, request.B) and swapped is not None:
         whole = replace(base, arch=device.arch), replace(swapped, arch=device.arch)
     spec = heuristics.choose(triangular, shape, device.sms, whole)
     if request.dynamic:
@@ -37,16 +39,28 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
 
 
 def symmetric_spec(base: GemmSpec) -> GemmSpec:
-    """The triangular kernel for the operands and epilogue of `base`, its configuration still open."""
-    mirror = PortSpec(PortKind.TILE_OUTPUT, PortSource.DEVICE, layout=_mirror(base.operands.d))
+    """The triangular kernel for the operands and epilogue of `base`, its configuration still open. C and D are their own
+    transposes, so both are taken as N-major; if they are one tensor, they stay one view."""
+    a, b, d, c = base.operands
+    d, c = n_major(d), None if c is None else n_major(c)
+    twice = PortSpec(PortKind.TILE_OUTPUT, PortSource.DEVICE, layout=mirror(d))
     return replace(
-        base, adapter=SYMMETRIC, plan=SYMMETRIC_COMMIT, epilogue=(*base.epilogue, EpilogueOpSpec(MIRROR, (mirror,)))
+        base,
+        operands=OperandSpecs(a, b, d, c),
+        epilogue=(*base.epilogue, EpilogueOpSpec(MIRROR, (twice,))),
+        adapter=SYMMETRIC,
+        plan=SYMMETRIC_COMMIT,
     )
+
+
+def n_major(matrix: OperandSpec) -> OperandSpec:
+    """A symmetric matrix with its modes swapped if that makes it N-major."""
+    return matrix if matrix.major is Major.INNER else mirror(matrix)
 
 
 def symmetric_ports(plan: Union[GemmPlan, EmptyPlan], request: GemmRequest) -> Optional[tuple[Any, ...]]:
     """What the plan's kernel receives for its epilogue ports: D once more where it stores mirrors."""
-    ports = port_values(request)
+    ports = request.port_values()
     if isinstance(plan, GemmPlan) and plan.spec.plan == SYMMETRIC_COMMIT:
         return (*(ports or ()), request.out)
     return ports
