@@ -9,7 +9,7 @@ from cutlass import Int32
 from .cute_dtype import CUTE_DTYPE
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
-from .gemm_port import EpilogueOpSpec
+from .gemm_port import EpilogueOpSpec, PortKind, present_ports
 
 
 class TmaOperand(NamedTuple):
@@ -20,12 +20,14 @@ class TmaOperand(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Kernel-side operands in kernel mode order: a (M, K, L), b (N, K, L), c and d (M, N, L)."""
+    """Kernel-side operands in kernel mode order: a (M, K, L), b (N, K, L), the others (M, N, L)."""
 
     a: TmaOperand
     b: TmaOperand
     c: Optional[TmaOperand]
     d: TmaOperand
+    tile_inputs: tuple = ()  # of the mixins, plain global memory (M, N, L)
+    tile_outputs: tuple = ()  # of the mixins, like d
 
 
 class GemmBase:
@@ -47,7 +49,7 @@ class GemmBase:
         self.config = config.with_tile_k(operands.a.dtype)
         self.epilogue_specs = epilogue_specs
         self.fast_accum = fast_accum
-        self.a_dtype, self.b_dtype, self.d_dtype = (CUTE_DTYPE[s.dtype] for s in (operands.a, operands.b, operands.d))
+        self.a_dtype, self.b_dtype = CUTE_DTYPE[operands.a.dtype], CUTE_DTYPE[operands.b.dtype]
         self.c_dtype = CUTE_DTYPE[operands.c.dtype] if operands.c is not None else None
         self.scheduler = self.make_scheduler()
 
@@ -92,9 +94,10 @@ class GemmBase:
         problem = self.make_params(mA, mB, mD, problem_arguments)
         grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
-        operands = self.make_operands(mA, mB, mC, mD)
+        tiles, other_arguments = self.split_arguments(epilogue_arguments)
+        operands = self.make_operands(mA, mB, mC, mD, tiles)
         self.prepare(problem, operands, stream)
-        self.kernel(operands, problem, schedule, epilogue_arguments, counter, self.make_tiled_mma()).launch(
+        self.kernel(operands, problem, schedule, other_arguments, counter, self.make_tiled_mma()).launch(
             grid=self.scheduler.grid(schedule, max_active_clusters),
             block=[self.resources.threads, 1, 1],
             cluster=[*self.cluster_mn, 1],
@@ -102,6 +105,17 @@ class GemmBase:
             stream=stream,
             use_pdl=True,
         )
+
+    def split_arguments(self, arguments: Optional[tuple]) -> tuple[dict[PortKind, list], Optional[tuple]]:
+        """Host. The mixins' tiles by kind, in kernel mode order, and the other epilogue arguments."""
+        tiles: dict[PortKind, list] = {PortKind.TILE_INPUT: [], PortKind.TILE_OUTPUT: []}
+        others = []
+        for port, argument in zip(present_ports(self.epilogue_specs), arguments or (), strict=True):
+            if port.kind.is_tile:
+                tiles[port.kind].append(kernel_modes(argument, port.layout))
+            else:
+                others.append(argument)
+        return tiles, tuple(others) or None
 
 
 @cute.jit

@@ -61,6 +61,7 @@ class OperandSpec:
     transposed: the torch order of the two matrix modes is (inner, outer), e.g. B given as (K, N).
     major:      the contiguous mode, in kernel order.
     align:      bytes by which the base address and all other strides are known to be divisible.
+    is_halved:  outputs only: half as many columns as the accumulator, one for each pair 2j, 2j + 1 (gated activations).
     is_concat:  the mode that is not contiguous is stored as [even half; odd half]: index j of the GEMM is memory index
                 j // 2 + (j % 2) * extent // 2. The extent is even.
     """
@@ -71,6 +72,7 @@ class OperandSpec:
     major: Major
     align: int = TMA_ALIGN_BYTES
     is_concat: bool = False
+    is_halved: bool = False
 
     @property
     def is_tma(self) -> bool:

@@ -9,7 +9,7 @@ Each draining warpgroup works on its own rows with its own shared-memory ring, s
 |---|---|---|
 | registers -> sD[stage] | 128 | slot free: the store thread had waited for the older bulk stores before the last barrier |
 | fence.proxy.async | 128 | generic writes visible to the TMA engine |
-| store warp: wait_group.read(d_stages - 2) | 32 | the *next* subtile's slot will be free after the barrier |
+| store warp: wait_group.read(stages - 2) | 32 | the *next* subtile's slot will be free after the barrier |
 | warpgroup barrier | 128 | all writes done before the store, slot freedom known to all |
 | TMA store, commit_group | 32 | |
 """
@@ -24,7 +24,7 @@ from cutlass.pipeline import PipelineState
 
 from .dsl.barrier import sync_warpgroup
 from .dsl.convert import convert_pair
-from .epilogue.protocol import EpilogueContext, EpilogueFragment
+from .epilogue.protocol import EpilogueContext, EpilogueFragment, load_elements
 
 SLAB_M = 64
 
@@ -37,45 +37,67 @@ class EpilogueState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EpilogueIO:
-    """Transport of C and D for one tile and one warpgroup.
+class TileStore:
+    """Transport of one output of one tile and one warpgroup: D, or a tile output of a mixin.
 
-    c, d:         2-D (M, N) views of this problem: TMA coordinate tensors, or global memory if not TMA-addressable.
-    c_atom, d_atom: TMA atoms, None selects predicated element access.
-    d_descriptor: this problem's own TMA descriptor of D, if it has one.
-    c_step:       C stages from one of this warpgroup's subtiles to its next.
-    sC, sD:       staged shared memory (64, epi_n, stages); this warpgroup's D stages start at `d_first_stage`.
-    thread_copy_d, thread_copy_c: register <-> shared partitions in accumulator order.
+    tensor:     2-D (M, N) view of this problem: TMA coordinates, or global memory if not TMA-addressable.
+    atom:       TMA atom, None selects predicated element stores.
+    descriptor: this problem's own TMA descriptor, if it has one.
+    smem:       staged shared memory (64, columns, stages), all warpgroups'.
+    copy:       registers -> shared memory, in accumulator order.
+    dtype:      element type in memory.
+    columns:    of a subtile; half of the accumulator's if `is_halved`.
+    """
+
+    tensor: cute.Tensor
+    atom: Optional[cute.CopyAtom]
+    descriptor: Optional[cute.Pointer]
+    smem: Optional[cute.Tensor]
+    copy: Any
+    dtype: Any
+    columns: int
+    is_halved: bool
+
+
+@dataclass(frozen=True)
+class EpilogueIO:
+    """Transport of C and the outputs for one tile and one warpgroup.
+
+    c:             2-D (M, N) view of this problem, TMA coordinates or global memory; c_atom None: element loads.
+    outputs:       D first, then the tile outputs of the mixins.
+    stages:        of every output's shared memory, per warpgroup; this one's start at `first_stage`.
+    c_step:        C stages from one of this warpgroup's subtiles to its next.
+    sC, copy_c:    staged shared memory (64, epi_n, stages) and shared memory -> registers.
     """
 
     c: Optional[cute.Tensor]
-    d: cute.Tensor
     c_atom: Optional[cute.CopyAtom]
-    d_atom: Optional[cute.CopyAtom]
-    d_descriptor: Optional[cute.Pointer]
     sC: Optional[cute.Tensor]
-    sD: Optional[cute.Tensor]
-    c_pipeline: Any
-    copy_d: Any
     copy_c: Any
-    d_stages: int
-    d_first_stage: Int32
+    c_pipeline: Any
     c_step: int
+    outputs: tuple
+    stages: int
+    first_stage: Int32
     warpgroup: Int32
     is_store_warp: cutlass.Boolean
     epi_n: int
-    d_dtype: Any
 
     @property
     def registers(self) -> int:
         """fp32 registers of one thread's part of a subtile."""
         return SLAB_M * self.epi_n // 128
 
+    @property
+    def has_tma_output(self) -> bool:
+        """Whether a tile ends with the warpgroup's barrier before its bulk stores."""
+        return any(output.atom is not None for output in self.outputs)
+
 
 class EpiloguePlan:
     """Commit policy mixin: `commit` hands one finished subtile to memory, `drain` waits for what is in flight."""
 
-    def commit(self, ctx, io, frag, subtile: int, state: EpilogueState) -> EpilogueState:
+    def commit(self, ctx, io, frag, state: EpilogueState) -> EpilogueState:
         raise NotImplementedError
 
     def drain(self, is_store_warp: cutlass.Boolean):
@@ -83,58 +105,14 @@ class EpiloguePlan:
 
 
 class DefaultCommit(EpiloguePlan):
-    """Every subtile is stored once, by TMA where D can be described to it, else by predicated element stores."""
+    """Every subtile of every output is stored once, by TMA where it can be described to it, else by predicated elements."""
 
     @cute.jit
     def commit(
-        self,
-        ctx: EpilogueContext,
-        io: EpilogueIO,
-        frag: EpilogueFragment,
-        subtile: cutlass.Constexpr[int],
-        state: EpilogueState,
+        self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: EpilogueState
     ) -> EpilogueState:
-        if cutlass.const_expr(io.d_atom is None):
-            self.store_elements(ctx, io, frag)
-            return state
-        values = cute.make_rmem_tensor(frag.acc.shape, io.d_dtype)
-        values.store(frag.acc.load().to(io.d_dtype))
-        stage = io.d_first_stage + state.d_stage
-        thread_copy = io.copy_d.get_slice(ctx.thread)
-        tRS_sD = thread_copy.partition_D(io.sD)  # (R2S, R2S_M, R2S_N, STAGE)
-        tRS_rD = cute.make_tensor(values.iterator, cute.make_layout(cute.shape(thread_copy.partition_S(io.sD))[:3]))
-        cute.copy(io.copy_d, tRS_rD, tRS_sD[None, None, None, stage])
-        cute.arch.fence_proxy("async.shared", space="cta")
-        if io.is_store_warp:
-            cute.arch.cp_async_bulk_wait_group(io.d_stages - 2, read=True)
-        sync_warpgroup(io.warpgroup)
-        if io.is_store_warp:
-            gD = cute.local_tile(
-                io.d,
-                (SLAB_M, io.epi_n),
-                ((ctx.row + ctx.slab_rows[frag.slab]) // SLAB_M, ctx.col // io.epi_n + subtile),
-            )
-            bSG_sD, bSG_gD = cute.nvgpu.cpasync.tma_partition(
-                io.d_atom, 0, cute.make_layout(1), cute.group_modes(io.sD, 0, 2), cute.group_modes(gD, 0, 2)
-            )
-            cute.copy(io.d_atom, bSG_sD[None, stage], bSG_gD, tma_desc_ptr=io.d_descriptor)
-            cute.arch.cp_async_bulk_commit_group()
-        next_stage = state.d_stage + 1
-        return EpilogueState(state.c, Int32(0) if next_stage == io.d_stages else next_stage)
-
-    @cute.jit
-    def store_elements(self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment):
-        """D whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
-        coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
-        d, base = io.d, frag.base  # locals: the tracer would carry the whole objects through the `if`
-        row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
-        for first in cutlass.range_constexpr(0, cute.size(frag.acc), 2):
-            pair = convert_pair(frag.acc[first], frag.acc[first + 1], io.d_dtype)
-            for v in cutlass.range_constexpr(2):
-                m = coordinates[base + first + v][0] + row
-                n = coordinates[base + first + v][1] + col
-                if m < rows and n < cols:
-                    d[m, n] = pair[v]
+        fragments = [frag.acc, *(frag.tiles[i] for i in range(len(io.outputs) - 1))]
+        return store_fragments(ctx, io, frag, fragments, io.outputs, state)
 
     @cute.jit
     def drain(self, is_store_warp: cutlass.Boolean):
@@ -144,20 +122,77 @@ class DefaultCommit(EpiloguePlan):
 
 
 @cute.jit
-def load_c_elements(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment) -> cute.Tensor:
-    """C that TMA cannot address: predicated element loads, 0 outside the problem."""
-    values = cute.make_rmem_tensor(frag.acc.shape, Float32)
+def store_fragments(
+    ctx: EpilogueContext,
+    io: EpilogueIO,
+    frag: EpilogueFragment,
+    fragments: list,
+    outputs: tuple,
+    state: EpilogueState,
+) -> EpilogueState:
+    """Store one subtile of each output; those that go by TMA share a ring position, a fence, a barrier and a bulk group."""
+    stage = io.first_stage + state.d_stage
+    for i in cutlass.range_constexpr(len(outputs)):
+        if cutlass.const_expr(outputs[i].atom is None):
+            store_elements(ctx, outputs[i], frag, fragments[i])
+        else:
+            copy_to_stage(ctx, outputs[i], fragments[i], stage)
+    if cutlass.const_expr(not io.has_tma_output):
+        return state
+    cute.arch.fence_proxy("async.shared", space="cta")
+    if io.is_store_warp:
+        cute.arch.cp_async_bulk_wait_group(io.stages - 2, read=True)
+    sync_warpgroup(io.warpgroup)
+    if io.is_store_warp:
+        for i in cutlass.range_constexpr(len(outputs)):
+            if cutlass.const_expr(outputs[i].atom is not None):
+                store_stage(ctx, outputs[i], frag, stage)
+        cute.arch.cp_async_bulk_commit_group()
+    next_stage = state.d_stage + 1
+    return EpilogueState(state.c, Int32(0) if next_stage == io.stages else next_stage)
+
+
+@cute.jit
+def copy_to_stage(ctx: EpilogueContext, output: TileStore, fragment: cute.Tensor, stage: Int32):
+    """Round to the output's dtype and write to its shared memory. All threads of the warpgroup."""
+    values = cute.make_rmem_tensor(fragment.shape, output.dtype)
+    values.store(fragment.load().to(output.dtype))
+    thread_copy = output.copy.get_slice(ctx.thread)
+    tRS_sD = thread_copy.partition_D(output.smem)  # (R2S, R2S_M, R2S_N, STAGE)
+    layout = cute.make_layout(cute.shape(thread_copy.partition_S(output.smem))[:3])
+    cute.copy(output.copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+
+
+@cute.jit
+def store_stage(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, stage: Int32):
+    """Start the TMA store of one staged subtile. One warp."""
+    first = ctx.col // (2 * output.columns) if cutlass.const_expr(output.is_halved) else ctx.col // output.columns
+    gD = cute.local_tile(
+        output.tensor,
+        (SLAB_M, output.columns),
+        ((ctx.row + ctx.slab_rows[frag.slab]) // SLAB_M, first + frag.subtile),
+    )
+    bSG_sD, bSG_gD = cute.nvgpu.cpasync.tma_partition(
+        output.atom, 0, cute.make_layout(1), cute.group_modes(output.smem, 0, 2), cute.group_modes(gD, 0, 2)
+    )
+    cute.copy(output.atom, bSG_sD[None, stage], bSG_gD, tma_desc_ptr=output.descriptor)
+
+
+@cute.jit
+def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
+    """An output whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
     coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
-    c, base = io.c, frag.base  # locals: the tracer would carry the whole objects through the `if`
+    d, base = output.tensor, frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
-    for v in cutlass.range_constexpr(cute.size(values)):
-        m = coordinates[base + v][0] + row
-        n = coordinates[base + v][1] + col
-        value = Float32(0.0)
-        if m < rows and n < cols:
-            value = c[m, n].to(Float32)
-        values[v] = value
-    return values
+    if cutlass.const_expr(output.is_halved):  # a fragment of half the columns has the layout of a narrower accumulator
+        base, col, cols = base // 2, col // 2, cols // 2
+    for first in cutlass.range_constexpr(0, cute.size(fragment), 2):
+        pair = convert_pair(fragment[first], fragment[first + 1], output.dtype)
+        for v in cutlass.range_constexpr(2):
+            m = coordinates[base + first + v][0] + row
+            n = coordinates[base + first + v][1] + col
+            if m < rows and n < cols:
+                d[m, n] = pair[v]
 
 
 @cute.jit
@@ -178,37 +213,37 @@ def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment,
 @cute.jit
 def run_epilogue_plan(
     kernel: cutlass.Constexpr,
-    contexts: cutlass.Constexpr,
+    ctx: EpilogueContext,
     mixins: cutlass.Constexpr,
     mixin_states: cutlass.Constexpr,
     io: EpilogueIO,
     accumulators: cute.Tensor,
     state: EpilogueState,
 ) -> EpilogueState:
-    """Drain one tile. All threads of the warpgroup; `accumulators` is complete.
-
-    contexts, mixins and mixin_states run in parallel, one entry per mixin, the last context being the plan's own.
-    """
-    ctx = contexts[-1]
+    """Drain one tile. All threads of the warpgroup; `accumulators` is complete. mixin_states: one entry per mixin."""
     c_state, d_stage = state.c, state.d_stage
     subtiles = ctx.config.tile_n // io.epi_n
     for slab in cutlass.range_constexpr(len(ctx.slab_rows)):
         for subtile in cutlass.range_constexpr(subtiles):
             frag = EpilogueFragment(
-                acc=cute.make_rmem_tensor(io.registers, Float32), c=None, slab=slab, base=subtile * io.registers
+                acc=cute.make_rmem_tensor(io.registers, Float32),
+                c=None,
+                slab=slab,
+                base=subtile * io.registers,
+                subtile=subtile,
             )
             first = slab * subtiles * io.registers + frag.base
             for v in cutlass.range_constexpr(io.registers):
                 frag.acc[v] = accumulators[first + v]
             if cutlass.const_expr(io.c is not None):
                 if cutlass.const_expr(c_state is None):
-                    frag.c = load_c_elements(ctx, io, frag)
+                    frag.c = load_elements(io.c, ctx, frag)
                 else:
                     frag.c = load_c_subtile(ctx, io, frag, c_state)
                     c_state.advance(io.c_step)
             for i in cutlass.range_constexpr(len(mixins)):
-                mixin_states[i] = mixins[i].visit(contexts[i], mixin_states[i], frag)
-            d_stage = kernel.commit(ctx, io, frag, subtile, EpilogueState(c_state, d_stage)).d_stage
+                mixin_states[i] = mixins[i].visit(ctx, mixin_states[i], frag)
+            d_stage = kernel.commit(ctx, io, frag, EpilogueState(c_state, d_stage)).d_stage
     for i in cutlass.range_constexpr(len(mixins)):
-        mixins[i].end(contexts[i], mixin_states[i])
+        mixins[i].end(ctx, mixin_states[i])
     return EpilogueState(c_state, d_stage)

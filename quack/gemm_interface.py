@@ -20,6 +20,7 @@ from .gemm_config import GemmConfig
 from .heuristics import sm90
 from .runtime.concat import concat_names, interleaved, store_halves
 from .runtime.device import device_of, emulation_key
+from .runtime.epilogue import port_values
 from .runtime.plan import (
     EmptyPlan,
     GemmPlan,
@@ -27,7 +28,6 @@ from .runtime.plan import (
     check_aliases,
     check_indices,
     describe_request,
-    port_values,
     prepare,
 )
 from .runtime.problem_order import check_permutation_values
@@ -98,11 +98,38 @@ def _launch(
         plan.run(A, B, None, out, None)
         return
     request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
+    check_values(request)
+    plan.run(A, B, request.used_c, out, request.port_values(), request.problem_arguments)
+
+
+def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
+    """Run any request, terms included, through the plan cache. Returns the partials that were allocated, by port name."""
+    tensors = (request.A, request.B, request.out, request.C, request.bias, *request.ragged_arguments)
+    terms = (*request.leading, *request.epilogue)
+    key = (
+        tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
+        request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
+        len(request.leading), tuple(term.signature() for term in terms),
+        None if request.A.is_cuda else emulation_key(),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        plan = prepare(request)
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    check_values(request)
+    ports, partials = port_values(request.terms, plan.spec, plan.shape, plan.is_batched, request.A.device)
+    plan.run(request.A, request.B, request.used_c, request.out, ports, request.problem_arguments)
+    return partials
+
+
+def check_values(request: GemmRequest) -> None:
+    """What shapes and strides do not say: addresses and, in debug mode, indices."""
     check_aliases(request)
     check_indices(request)
-    if batch_idx_permute is not None:
-        check_permutation_values(batch_idx_permute)
-    plan.run(A, B, request.used_c, out, port_values(request), request.problem_arguments)
+    if request.batch_idx_permute is not None:
+        check_permutation_values(request.batch_idx_permute)
 
 
 def _signature(tensor: object) -> object:
@@ -511,6 +538,7 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     request = GemmRequest(A, B, _output(A, B, out_dtype), fast_accum=fast_accum)
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
+    assert swapped is not None
     base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
     return sm90.explain(base, shape, device.sms, swapped)
 

@@ -2,25 +2,52 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
-from .gemm_config import Dtype
+from .gemm_config import Dtype, GemmConfig, OperandSpec
 
 
 class PortKind(enum.Enum):
     """What a port means; see `epilogue.protocol`."""
 
     SCALAR = "scalar"
+    INTEGER = "integer"
     ROW_VECTOR = "row_vector"
     COL_VECTOR = "col_vector"
+    TILE_INPUT = "tile_input"
+    TILE_OUTPUT = "tile_output"
+    ROW_PARTIALS = "row_partials"
+    COL_PARTIALS = "col_partials"
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the kernel writes it."""
+        return self in (PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS)
+
+    @property
+    def is_tile(self) -> bool:
+        """Whether it has the shape of D, or half its columns."""
+        return self in (PortKind.TILE_INPUT, PortKind.TILE_OUTPUT)
+
+    def scratch_words(self, config: GemmConfig) -> int:
+        """fp32 words of shared memory per draining warpgroup."""
+        if self is PortKind.ROW_VECTOR:
+            return config.tile_n
+        if self is PortKind.COL_VECTOR:
+            return config.tile_m
+        return WARPS * config.tile_n if self is PortKind.COL_PARTIALS else 0
+
+
+WARPS = 4  # of a warpgroup; each reduces the columns of its own rows
 
 
 class PortSource(enum.Enum):
     """Where a port's value lives at run time."""
 
-    HOST = "host"  # a float passed by value
+    HOST = "host"  # a number passed by value
     DEVICE = "device"  # a tensor
     TABLE = "table"  # one tensor per problem, found through a device table of addresses
+    ABSENT = "absent"  # an optional port that this composition does not use
 
 
 class ArgumentKind(enum.Enum):
@@ -36,9 +63,10 @@ GROUPED_WORDS = 16  # columns of INT64_ROWS: 128 bytes
 
 @dataclass(frozen=True)
 class PortSpec:
-    """What the compiled code knows about one port. dtype and ndim describe tensors only.
+    """What the compiled code knows about one port. dtype and ndim describe vectors and partials only.
 
     is_concat: the vector is stored as [even half; odd half], see `OperandSpec`.
+    layout: of a tile.
     """
 
     kind: PortKind
@@ -46,11 +74,33 @@ class PortSpec:
     dtype: Optional[Dtype] = None
     ndim: int = 0
     is_concat: bool = False
+    layout: Optional[OperandSpec] = None
 
 
 @dataclass(frozen=True)
 class EpilogueOpSpec:
-    """One mixin in a composition. `mixin` is "module:qualname", so that a compile worker can import it."""
+    """One mixin in a composition.
+
+    mixin: "module:qualname", so that a compile worker can import it.
+    ports: one entry for each port of the class, in order; ABSENT for optional ones that are None.
+    statics: (name, value) of the fields that are not ports: enums, numbers, strings, booleans, None. They are compiled in.
+    """
 
     mixin: str
     ports: tuple[PortSpec, ...]
+    statics: tuple[tuple[str, Any], ...] = ()
+
+
+def present_ports(epilogue: tuple[EpilogueOpSpec, ...]) -> tuple[PortSpec, ...]:
+    """The ports that have a kernel argument, in the order of those."""
+    return tuple(port for op in epilogue for port in op.ports if port.source is not PortSource.ABSENT)
+
+
+def tile_layouts(epilogue: tuple[EpilogueOpSpec, ...], kind: PortKind) -> tuple[OperandSpec, ...]:
+    """Layouts of the tiles of one kind, in the order of the kernel arguments."""
+    return tuple(port.layout for port in present_ports(epilogue) if port.kind is kind and port.layout is not None)
+
+
+def scratch_bytes(epilogue: tuple[EpilogueOpSpec, ...], config: GemmConfig) -> int:
+    """Shared memory of all ports, per draining warpgroup."""
+    return 4 * sum(port.kind.scratch_words(config) for port in present_ports(epilogue))

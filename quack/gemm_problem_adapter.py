@@ -146,7 +146,7 @@ class DenseAdapter(ProblemAdapter):
     def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> DenseParams:
         return DenseParams(
             Int32(cute.size(d, mode=[0])),
-            Int32(cute.size(d, mode=[1])),
+            Int32(cute.size(b, mode=[0])),  # D may have half the columns
             Int32(cute.size(a, mode=[1])),
             Int32(cute.size(d, mode=[2])),
         )

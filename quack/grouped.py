@@ -20,7 +20,6 @@ from .runtime.grouped import (
     prepare_grouped,
     problem_request,
 )
-from .runtime.plan import port_values
 
 MAX_PROGRAMS = 256
 
@@ -217,7 +216,7 @@ def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram
 
 def _ports(tensors: GroupedTensors, options: GroupedOptions) -> Optional[tuple[Any, ...]]:
     """Values of the epilogue ports; the vectors among them only mark their places."""
-    return port_values(problem_request(tensors, options, 0)) if tensors.A else None
+    return problem_request(tensors, options, 0).port_values() if tensors.A else None
 
 
 # torch.compile sees one opaque op that mutates the outputs.

@@ -72,7 +72,7 @@ class VarlenMAdapter(ProblemAdapter):
     @cute.jit
     def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenMParams:
         return VarlenMParams(
-            arguments[0], Int32(cute.size(d, mode=[0])), Int32(cute.size(d, mode=[1])), Int32(cute.size(a, mode=[1]))
+            arguments[0], Int32(cute.size(d, mode=[0])), Int32(cute.size(b, mode=[0])), Int32(cute.size(a, mode=[1]))
         )
 
     @cute.jit
@@ -117,7 +117,9 @@ class VarlenKAdapter(ProblemAdapter):
 
     @cute.jit
     def make_params(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, arguments: Optional[tuple]) -> VarlenKParams:
-        return VarlenKParams(arguments[0], *(Int32(cute.size(d, mode=[i])) for i in range(3)))
+        return VarlenKParams(
+            arguments[0], Int32(cute.size(d, mode=[0])), Int32(cute.size(b, mode=[0])), Int32(cute.size(d, mode=[2]))
+        )
 
     @cute.jit
     def tile_grid(self, params: VarlenKParams, tile_m: int, tile_n: int) -> TileGrid:

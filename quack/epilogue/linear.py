@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import cutlass.cute as cute
 from cutlass import Float32
 
-from ..gemm_config import GemmConfig
 from .protocol import ColVector, EpilogueContext, EpilogueFragment, EpilogueMixin, RowVector, Scalar
 
 
@@ -55,16 +53,8 @@ class RowBias(EpilogueMixin):
 
     bias: RowVector
 
-    @classmethod
-    def scratch_elements(cls, config: GemmConfig) -> int:
-        return config.tile_n
-
-    def begin(self, ctx: EpilogueContext) -> None:
-        ctx.fill_scratch(self.bias, ctx.col, ctx.cols, ctx.config.tile_n)
-
     def visit(self, ctx: EpilogueContext, state: None, frag: EpilogueFragment) -> None:
-        slab = cute.make_tensor(ctx.scratch.iterator, cute.make_layout((64, ctx.config.tile_n), stride=(0, 1)))
-        frag.acc.store(frag.acc.load() + frag.gather(ctx.partition_slab(slab)).load())
+        frag.acc.store(frag.acc.load() + ctx.values(self.bias, frag).load())
         return state
 
 
@@ -74,17 +64,6 @@ class ColBias(EpilogueMixin):
 
     bias: ColVector
 
-    @classmethod
-    def scratch_elements(cls, config: GemmConfig) -> int:
-        return config.tile_m
-
-    def begin(self, ctx: EpilogueContext) -> None:
-        ctx.fill_scratch(self.bias, ctx.row, ctx.rows, ctx.config.tile_m)
-
     def visit(self, ctx: EpilogueContext, state: None, frag: EpilogueFragment) -> None:
-        slab = cute.make_tensor(
-            ctx.scratch.iterator + ctx.slab_rows[frag.slab],
-            cute.make_layout((64, ctx.config.tile_n), stride=(1, 0)),
-        )
-        frag.acc.store(frag.acc.load() + frag.gather(ctx.partition_slab(slab)).load())
+        frag.acc.store(frag.acc.load() + ctx.values(self.bias, frag).load())
         return state

@@ -1,21 +1,38 @@
 """The epilogue extension point: typed ports, the mixin lifecycle and the fragment that mixins work on.
 
-A mixin is a small class whose annotated fields are *ports*: run-time inputs that the host passes and the device reads.
+A mixin is a small class. Its fields annotated with a port type are *ports*: what the kernel reads or writes at run time.
+Its other fields are *statics*, compiled into the kernel.
 
     @dataclass(frozen=True)
-    class RowBias(EpilogueMixin):
-        bias: RowVector                       # (N,) or (L, N), any float dtype
+    class ScaledRelu(EpilogueMixin):
+        scale: RowVector                        # (N,) or (L, N), any float dtype
+        slope: float = 0.0                      # static
 
-        def begin(self, ctx): ...             # once per tile
-        def visit(self, ctx, state, frag): ...  # once per 64 x epi_n subtile, registers only
-        def end(self, ctx, state): ...        # once per tile
+        def visit(self, ctx, state, frag):      # once per 64 x epi_n subtile, registers only
+            frag.update(lambda x, s: maximum(x * s, 0.0), ctx.values(self.scale, frag))
+            return state
 
-On the host a port holds what the user gave (a torch tensor, a number); in the kernel the framework rebuilds the same
-object with the ports bound to CuTe values, so `self.bias` is the device tensor. What is compiled depends only on the
-class and on the `PortSpec`s, never on values.
+On the host a port holds what the user gave (a torch tensor, a number, None for an output that the framework allocates); in
+the kernel the framework rebuilds the same object with handles that the methods of `EpilogueContext` take. What is
+compiled depends only on the class, the statics and the `PortSpec`s, never on values.
+
+| port | host value | the kernel's handle is for |
+|---|---|---|
+| `Scalar` | float, or 1-element tensor | `ctx.load_scalar` |
+| `Integer` | int | `ctx.load_integer` |
+| `RowVector` | (N,) or (L, N) | `ctx.values` |
+| `ColVector` | (M,) or (L, M); (total_m,) if ragged | `ctx.values` |
+| `TileInput` | shape of D | `ctx.load_tile` |
+| `TileOutput` | shape of D, or half its columns | `frag.put` |
+| `RowPartials` | fp32 (M, tiles of N), (L, M, ...) | `ctx.row_state`, `ctx.reduce_rows`, `ctx.store_rows` |
+| `ColPartials` | fp32 (row blocks, N), (L, ...) | `ctx.reduce_cols`, `ctx.store_cols` |
+
+A port annotated `Optional[...]` may be None on the host, and is None in the kernel then.
 """
 
-from dataclasses import dataclass, replace
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import cutlass
@@ -23,14 +40,25 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from ..cute_dtype import CUTE_DTYPE
+from ..dsl.barrier import sync_warpgroup
+from ..dsl.fast_math import select
 from ..gemm_config import GemmConfig
-from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from ..gemm_port import WARPS, EpilogueOpSpec, PortKind, PortSource, PortSpec
+from .fragment import MmaFragment
+
+WARP_LANES = 32
 
 
 class Scalar:
     """Port: a Python float, or a device tensor with one element (read on the device, so no host synchronisation)."""
 
     kind = PortKind.SCALAR
+
+
+class Integer:
+    """Port: a Python int, 0 <= i < 2^31, by value."""
+
+    kind = PortKind.INTEGER
 
 
 class RowVector:
@@ -43,6 +71,33 @@ class ColVector:
     """Port: one value per row of D, (M,) or (L, M); broadcast over columns."""
 
     kind = PortKind.COL_VECTOR
+
+
+class TileInput:
+    """Port: a matrix of the shape of D, read element by element (the operand C comes faster, by TMA)."""
+
+    kind = PortKind.TILE_INPUT
+
+
+class TileOutput:
+    """Port: a further output of the shape of D, or of half its columns, stored like D."""
+
+    kind = PortKind.TILE_OUTPUT
+
+
+class RowPartials:
+    """Port: a value per row and tile of N, (M, tiles) fp32: a reduction over the columns of each tile."""
+
+    kind = PortKind.ROW_PARTIALS
+
+
+class ColPartials:
+    """Port: a value per column and block of rows, (blocks, N) fp32: a reduction over the rows that one warpgroup drains."""
+
+    kind = PortKind.COL_PARTIALS
+
+
+PORT_TYPES = (Scalar, Integer, RowVector, ColVector, TileInput, TileOutput, RowPartials, ColPartials)
 
 
 @dataclass(frozen=True)
@@ -60,6 +115,19 @@ class VectorTable:
         return cute.make_tensor(pointer, cute.make_layout(length))
 
 
+@dataclass(frozen=True)
+class BoundPort:
+    """What a port field holds in the kernel. value: the kernel argument (None for tiles, which the kernel transports).
+
+    scratch: first word of the port's shared memory among its warpgroup's; index: among the tiles of the same kind.
+    """
+
+    kind: PortKind
+    value: Any
+    scratch: int = 0
+    index: int = 0
+
+
 @dataclass
 class EpilogueFragment:
     """One thread's part of one subtile of the output tile.
@@ -68,19 +136,32 @@ class EpilogueFragment:
     c:     fp32 registers with the same part of C, or None.
     slab:  which of the warpgroup's 64-row slabs this is (trace-time int).
     base:  index of acc[0] in the thread's part of the slab (trace-time int).
+    subtile: which of the slab's subtiles (trace-time int).
+    tiles: what mixins put for the tile outputs, by index.
     """
 
     acc: cute.Tensor
     c: Optional[cute.Tensor]
     slab: int
     base: int
+    subtile: int
+    tiles: dict = field(default_factory=dict)
 
-    def gather(self, slab_view: cute.Tensor) -> cute.Tensor:
-        """Registers with this fragment's elements of `slab_view`, a thread partition made by `ctx.partition_slab`."""
+    def update(self, function: Callable[..., Float32], *others: cute.Tensor) -> None:
+        """acc[v] = function(acc[v], other[v], ...) for every element."""
+        for v in range(cute.size(self.acc)):
+            self.acc[v] = function(self.acc[v], *(other[v] for other in others))
+
+    def mapped(self, function: Callable[..., Float32], *others: cute.Tensor) -> cute.Tensor:
+        """function(acc[v], other[v], ...) for every element, in new registers."""
         values = cute.make_rmem_tensor(self.acc.shape, Float32)
         for v in range(cute.size(values)):
-            values[v] = slab_view[self.base + v]
+            values[v] = function(self.acc[v], *(other[v] for other in others))
         return values
+
+    def put(self, port: BoundPort, values: cute.Tensor) -> None:
+        """Hand `values`, a fragment (of half the columns if the tile has half), to a tile output. Once per visit."""
+        self.tiles[port.index] = values
 
 
 class EpilogueMixin:
@@ -88,7 +169,8 @@ class EpilogueMixin:
 
     Required: nothing; override what you need. Guaranteed: `begin`, then `visit` for every subtile in order, then
     `end`, each once per output tile, by the owner of the finished sum. `begin` may run before the accumulator is
-    complete (on SM90 it runs before the mainloop, which hides its latency). Mixins run in the order given.
+    complete (on SM90 it runs before the mainloop, which hides its latency). Mixins run in the order given. Subclasses are
+    frozen dataclasses; vectors are in shared memory before the first `visit`.
     """
 
     needs_c: ClassVar[bool] = False  # the framework loads C and passes it as `fragment.c`
@@ -96,25 +178,10 @@ class EpilogueMixin:
     @classmethod
     def port_kinds(cls) -> dict[str, PortKind]:
         """The annotated port fields, in declaration order."""
-        return {
-            name: port.kind
-            for base in reversed(cls.__mro__)
-            for name, port in getattr(base, "__annotations__", {}).items()
-            if port in (Scalar, RowVector, ColVector)
-        }
-
-    @classmethod
-    def bind(cls, values: tuple[Any, ...]) -> "EpilogueMixin":
-        """Device: the mixin with its ports bound to kernel arguments, in the order of `port_kinds`."""
-        return cls(**dict(zip(cls.port_kinds(), values, strict=True)))
-
-    @classmethod
-    def scratch_elements(cls, config: GemmConfig) -> int:
-        """Host: fp32 words of shared memory wanted per draining warpgroup, counted before stages are chosen."""
-        return 0
+        return {name: port.kind for name, port in _annotations(cls).items() if port in PORT_TYPES}
 
     def begin(self, ctx: "EpilogueContext") -> Any:
-        """Once per tile. Returns the mixin's state; may fill `ctx.scratch`, which is synchronised before `visit`."""
+        """Once per tile. Returns the mixin's state."""
         return None
 
     def visit(self, ctx: "EpilogueContext", state: Any, frag: EpilogueFragment) -> Any:
@@ -125,6 +192,16 @@ class EpilogueMixin:
         """Once per tile, after the last subtile: reductions leave here."""
 
 
+def _annotations(cls: type) -> dict[str, Any]:
+    """Fields of a mixin with their port types; `Optional[Port]` counts as the port."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in getattr(base, "__annotations__", {}).items():
+            options = [option for option in typing.get_args(hint) if option is not type(None)]
+            found[name] = options[0] if len(options) == 1 and typing.get_origin(hint) is typing.Union else hint
+    return found
+
+
 @dataclass(frozen=True)
 class EpilogueContext:
     """What a mixin may know about the tile being drained. Read-only, rebuilt per tile.
@@ -132,10 +209,15 @@ class EpilogueContext:
     problem:      batch or group index.
     row, col:     element coordinates, within the problem, of the CTA tile's first element.
     rows, cols:   M and N of the problem.
+    first_row:    where the problem's rows begin in tensors that hold those of all problems (ragged M), else 0.
+    tile_m, tile_n: coordinates of the CTA tile.
+    warpgroup:    which of the CTA's draining warpgroups; share, shares: which of those that share the tile, and how many.
     thread:       index of this thread among the 128 of its warpgroup.
     slab_rows:    per slab owned by this warpgroup, its first row within the CTA tile.
-    scratch:      fp32 shared memory of the current mixin (None if it asked for none).
+    scratch:      fp32 shared memory of this warpgroup's ports (None without any).
     thread_slice: partitions a (64, tile_n) view the way the accumulator registers are.
+    inputs:       2-D views of the tile inputs for this problem.
+    layout:       which elements this thread holds.
     """
 
     problem: Int32
@@ -143,29 +225,70 @@ class EpilogueContext:
     col: Int32
     rows: Int32
     cols: Int32
+    first_row: Int32
+    tile_m: Int32
+    tile_n: Int32
+    warpgroup: Int32
+    share: Int32
+    shares: int
     thread: Int32
     slab_rows: tuple
     config: GemmConfig
     thread_slice: Any
     scratch: Optional[cute.Tensor] = None
+    inputs: tuple = ()
+    layout: ClassVar[type] = MmaFragment
 
-    def with_scratch(self, scratch: Optional[cute.Tensor]) -> "EpilogueContext":
-        return replace(self, scratch=scratch)
+    # ---- scalars and vectors ------------------------------------------------------------------------------------------
+
+    @cute.jit
+    def load_scalar(self, port: BoundPort) -> Float32:
+        """A Scalar port as fp32, whichever form the user passed."""
+        if cutlass.const_expr(isinstance(port.value, cute.Tensor)):
+            return port.value[0].to(Float32)
+        return Float32(port.value)
+
+    def load_integer(self, port: BoundPort) -> Int32:
+        """An Integer port."""
+        return Int32(port.value)
+
+    def values(self, port: BoundPort, frag: EpilogueFragment) -> cute.Tensor:
+        """fp32 registers: for every element of the fragment, the vector's value at its column (row). In `visit`."""
+        if port.kind is PortKind.ROW_VECTOR:
+            first, stride = port.scratch, (0, 1)
+        else:
+            first, stride = port.scratch + self.slab_rows[frag.slab], (1, 0)
+        slab = cute.make_tensor(
+            self.scratch.iterator + first, cute.make_layout((64, self.config.tile_n), stride=stride)
+        )
+        view = self.partition_slab(slab)
+        values = cute.make_rmem_tensor(frag.acc.shape, Float32)
+        for v in range(cute.size(values)):
+            values[v] = view[frag.base + v]
+        return values
 
     def partition_slab(self, slab: cute.Tensor) -> cute.Tensor:
         """This thread's elements of a (64, tile_n) tensor, in accumulator order."""
         return self.thread_slice.partition_C(slab)
 
-    @cute.jit
-    def load_scalar(self, value) -> Float32:
-        """A Scalar port as fp32, whichever form the user passed."""
-        if cutlass.const_expr(isinstance(value, cute.Tensor)):
-            return value[0].to(Float32)
-        return Float32(value)
+    def stage(self, port: BoundPort) -> None:
+        """Framework: bring a vector port into shared memory."""
+        if port.kind is PortKind.ROW_VECTOR:
+            self.fill_scratch(port.value, port.scratch, Int32(0), self.col, self.cols, self.config.tile_n)
+        elif port.kind is PortKind.COL_VECTOR:
+            self.fill_scratch(port.value, port.scratch, self.first_row, self.row, self.rows, self.config.tile_m)
 
     @cute.jit
-    def fill_scratch(self, vector: Any, first: Int32, limit: Int32, length: cutlass.Constexpr[int]):
-        """Copy vector[first : first + length] of this problem into scratch as fp32; 0 beyond `limit`."""
+    def fill_scratch(
+        self,
+        vector: Any,
+        offset: cutlass.Constexpr[int],
+        origin: Int32,
+        first: Int32,
+        limit: Int32,
+        length: cutlass.Constexpr[int],
+    ):
+        """Copy vector[origin + first : origin + first + length] of this problem to scratch[offset:] as fp32; 0 from `limit` on."""
         if cutlass.const_expr(isinstance(vector, VectorTable)):
             vector = vector.of_problem(self.problem, limit)
         # Locals, because the tracer would carry all of `self` through the `if`s.
@@ -178,25 +301,176 @@ class EpilogueContext:
                     if cutlass.const_expr(cute.rank(vector) == 2):
                         value = vector[problem, first + index].to(Float32)
                     else:
-                        value = vector[first + index].to(Float32)
-                scratch[index] = value
+                        value = vector[origin + first + index].to(Float32)
+                scratch[offset + index] = value
+
+    # ---- coordinates and tiles ----------------------------------------------------------------------------------------
+
+    def coordinates(self, frag: EpilogueFragment) -> list[tuple[Int32, Int32]]:
+        """(row, column) within the problem of every element of the fragment."""
+        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
+        row = self.row + self.slab_rows[frag.slab]
+        places = [local[frag.base + v] for v in range(cute.size(frag.acc))]
+        return [(place[0] + row, place[1] + self.col) for place in places]
+
+    @cute.jit
+    def load_tile(self, port: BoundPort, frag: EpilogueFragment) -> cute.Tensor:
+        """fp32 registers with the fragment's part of a TileInput; 0 outside the problem."""
+        return load_elements(self.inputs[port.index], self, frag)
+
+    # ---- reductions ---------------------------------------------------------------------------------------------------
+
+    def row_state(self, fill: float) -> cute.Tensor:
+        """Registers for one value per row that this thread holds elements of."""
+        state = cute.make_rmem_tensor(len(self.slab_rows) * self.layout.rows_per_slab, Float32)
+        state.fill(fill)
+        return state
+
+    def row_slot(self, frag: EpilogueFragment, element: int) -> int:
+        """Index into a row state of an element's row."""
+        return frag.slab * self.layout.rows_per_slab + self.layout.row_slot(element)
+
+    def within_columns(self, frag: EpilogueFragment, values: cute.Tensor, fill: float) -> cute.Tensor:
+        """`values` with `fill` in columns beyond the problem's last."""
+        masked = cute.make_rmem_tensor(frag.acc.shape, Float32)
+        for v, (_, col) in enumerate(self.coordinates(frag)):
+            masked[v] = select(col < self.cols, values[v], fill)
+        return masked
+
+    def within_rows(self, frag: EpilogueFragment, values: cute.Tensor, fill: float) -> cute.Tensor:
+        """`values` with `fill` in rows beyond the problem's last."""
+        masked = cute.make_rmem_tensor(frag.acc.shape, Float32)
+        for v, (row, _) in enumerate(self.coordinates(frag)):
+            masked[v] = select(row < self.rows, values[v], fill)
+        return masked
+
+    def reduce_rows(
+        self, state: cute.Tensor, frag: EpilogueFragment, values: cute.Tensor, op: Callable[[Float32, Float32], Float32]
+    ) -> cute.Tensor:
+        """Combine a fragment's values into the row state with an associative, commutative `op`; no communication."""
+        for v in range(cute.size(values)):
+            slot = self.row_slot(frag, v)
+            state[slot] = op(state[slot], values[v])
+        return state
+
+    def share_rows(self, state: cute.Tensor, op: Callable[[Float32, Float32], Float32]) -> cute.Tensor:
+        """Row state combined over the threads that hold elements of the same rows; all of them get the result."""
+        for mask in self.layout.row_lanes:
+            for i in range(cute.size(state)):
+                state[i] = op(state[i], cute.arch.shuffle_sync_bfly(state[i], mask))
+        return state
+
+    @cute.jit
+    def store_rows(self, port: BoundPort, state: cute.Tensor):
+        """Write a shared row state to a RowPartials port: column `tile_n` of the rows of this tile."""
+        partials, problem, tile_n, rows, cols = port.value, self.problem, self.tile_n, self.rows, self.cols
+        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
+        is_leader = cute.arch.lane_idx() & self.layout.row_leader == 0
+        is_inside = self.col < cols
+        for slot in cutlass.range_constexpr(cute.size(state)):
+            slab, within = divmod(slot, self.layout.rows_per_slab)
+            row = self.row + self.slab_rows[slab] + local[self.layout.first_element(within)][0]
+            place = self.first_row + row
+            if is_leader and is_inside and row < rows:
+                if cutlass.const_expr(cute.rank(partials) == 3):
+                    partials[problem, place, tile_n] = state[slot]
+                else:
+                    partials[place, tile_n] = state[slot]
+
+    @cute.jit
+    def reduce_cols(
+        self,
+        port: BoundPort,
+        frag: EpilogueFragment,
+        values: cute.Tensor,
+        op: cutlass.Constexpr,
+    ):
+        """Combine a fragment's values over the rows of each warp into the port's shared memory."""
+        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
+        warp = self.thread // WARP_LANES
+        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n
+        is_leader = cute.arch.lane_idx() < min(self.layout.col_lanes)
+        for registers in cutlass.range_constexpr(len(self.layout.columns(cute.size(values)))):
+            column = self.layout.columns(cute.size(values))[registers]
+            value = values[column[0]]
+            for other in cutlass.range_constexpr(1, len(column)):
+                value = op(value, values[column[other]])
+            for mask in cutlass.range_constexpr(len(self.layout.col_lanes)):
+                value = op(value, cute.arch.shuffle_sync_bfly(value, self.layout.col_lanes[mask]))
+            place = base + local[frag.base + column[0]][1]
+            if is_leader:
+                if cutlass.const_expr(frag.slab == 0):
+                    scratch[place] = value
+                else:
+                    scratch[place] = op(scratch[place], value)
+
+    @cute.jit
+    def store_cols(self, port: BoundPort, op: cutlass.Constexpr):
+        """Write what `reduce_cols` gathered to a ColPartials port: row `tile_m * shares + share`. All threads, in `end`."""
+        partials, problem, scratch, cols = port.value, self.problem, self.scratch, self.cols
+        block = self.tile_m * self.shares + self.share
+        is_inside = self.row < self.rows
+        sync_warpgroup(self.warpgroup)
+        for i in cutlass.range_constexpr((self.config.tile_n + 127) // 128):
+            index = self.thread + i * 128
+            col = self.col + index
+            if index < self.config.tile_n and col < cols and is_inside:
+                value = scratch[port.scratch + index]
+                for warp in cutlass.range_constexpr(1, WARPS):
+                    value = op(value, scratch[port.scratch + warp * self.config.tile_n + index])
+                if cutlass.const_expr(cute.rank(partials) == 3):
+                    partials[problem, block, col] = value
+                else:
+                    partials[block, col] = value
+
+
+@cute.jit
+def load_elements(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragment) -> cute.Tensor:
+    """Predicated element loads of a (M, N) view as fp32; 0 outside the problem."""
+    values = cute.make_rmem_tensor(frag.acc.shape, Float32)
+    coordinates = ctx.partition_slab(cute.make_identity_tensor((64, ctx.config.tile_n)))
+    base = frag.base  # locals: the tracer would carry the whole objects through the `if`
+    row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m = coordinates[base + v][0] + row
+        n = coordinates[base + v][1] + col
+        value = Float32(0.0)
+        if m < rows and n < cols:
+            value = tensor[m, n].to(Float32)
+        values[v] = value
+    return values
 
 
 def bind_epilogue(
-    specs: tuple[EpilogueOpSpec, ...], mixins: tuple[type[EpilogueMixin], ...], arguments: Optional[tuple]
+    specs: tuple[EpilogueOpSpec, ...],
+    mixins: tuple[type[EpilogueMixin], ...],
+    config: GemmConfig,
+    arguments: Optional[tuple],
 ) -> tuple[EpilogueMixin, ...]:
-    """Device: split the flat argument tuple among the mixins and bind each."""
-    arguments = arguments or ()
-    bound, start = [], 0
+    """Device: split the flat argument tuple among the mixins and bind each. Tiles are not among the arguments."""
+    remaining = iter(arguments or ())
+    bound, scratch, counts = [], 0, dict.fromkeys(PortKind, 0)
     for spec, mixin in zip(specs, mixins, strict=True):
-        values = zip(arguments[start : start + len(spec.ports)], spec.ports, strict=True)
-        bound.append(mixin.bind(tuple(bind_port(value, port) for value, port in values)))
-        start += len(spec.ports)
+        fields: dict[str, Any] = dict(spec.statics)
+        for name, port in zip(mixin.port_kinds(), spec.ports, strict=True):
+            fields[name] = None
+            if port.source is not PortSource.ABSENT:
+                value = None if port.kind.is_tile else bind_value(next(remaining), port)
+                fields[name] = BoundPort(port.kind, value, scratch, counts[port.kind])
+                scratch += port.kind.scratch_words(config)
+                counts[port.kind] += 1
+        bound.append(mixin(**fields))
     return tuple(bound)
 
 
-def bind_port(value: Any, port: PortSpec) -> Any:
-    """Device: what a mixin sees of one kernel argument."""
+def bound_ports(mixin: EpilogueMixin) -> list[BoundPort]:
+    """Device: the ports that a bound mixin has."""
+    ports = (getattr(mixin, name) for name in mixin.port_kinds())
+    return [port for port in ports if port is not None]
+
+
+def bind_value(value: Any, port: PortSpec) -> Any:
+    """Device: what a handle holds of one kernel argument."""
     if port.source is PortSource.TABLE:
         return VectorTable(value, CUTE_DTYPE[port.dtype])
     return in_logical_order(value) if port.is_concat else value
@@ -212,13 +486,19 @@ def in_logical_order(value: cute.Tensor) -> cute.Tensor:
 
 
 __all__ = [
+    "BoundPort",
+    "ColPartials",
     "ColVector",
     "EpilogueContext",
     "EpilogueFragment",
     "EpilogueMixin",
+    "Integer",
     "PortKind",
     "PortSource",
+    "RowPartials",
     "RowVector",
     "Scalar",
+    "TileInput",
+    "TileOutput",
     "bind_epilogue",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from ..gemm_config import GemmConfig, RasterOrder
+from ..gemm_port import present_ports
 from ..runtime.legality import legality
 from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
@@ -114,12 +115,14 @@ def drain_ns(spec: GemmSpec) -> float:
     return spec.config.tile_m * spec.config.tile_n * output_bytes(spec) / STORE_BYTES_PER_NS
 
 
-def output_bytes(spec: GemmSpec) -> int:
-    """Moved per element of D, C included."""
-    return spec.operands.d.dtype.bytes + (spec.operands.c.dtype.bytes if spec.operands.c is not None else 0)
+def output_bytes(spec: GemmSpec) -> float:
+    """Moved per element of the accumulator: D, C and the mixins' tiles."""
+    tiles = (port.layout for port in present_ports(spec.epilogue) if port.layout is not None)
+    moved = [spec.operands.d, spec.operands.c, *tiles]
+    return sum(t.dtype.bytes / (2 if t.is_halved else 1) for t in moved if t is not None)
 
 
-def bytes_moved(spec: GemmSpec, shape: GemmShape) -> int:
+def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     """Least HBM traffic of one problem."""
     inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bytes
     return inputs + shape.m * shape.n * output_bytes(spec)
@@ -215,7 +218,7 @@ def explain(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSp
     lines = []
     for candidate in candidates(base, shape, sms, swapped)[:4]:
         spec = candidate.spec
-        budget = resources(spec.operands, spec.config, spec.fast_accum)
+        budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
         lines.append(
             f"{candidate.predicted_ns / 1e3:9.1f} us  {spec.config}  "
             f"{budget.ab_stages} stages, {budget.smem_bytes} B smem, {budget.threads} threads"

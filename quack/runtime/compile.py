@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
-from ..gemm_port import GROUPED_WORDS, ArgumentKind, EpilogueOpSpec, PortSource, PortSpec
+from ..gemm_port import GROUPED_WORDS, ArgumentKind, EpilogueOpSpec, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
 from .spec import GemmSpec
 
@@ -62,7 +62,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     counter = None
     if spec.config.is_dynamic_persistent:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
-    ports = tuple(_fake_port(port) for op in spec.epilogue for port in op.ports)
+    ports = tuple(_fake_port(port) for port in present_ports(spec.epilogue))
     arguments = tuple(_fake_argument(kind) for kind in adapter.arguments.values())
     operands = spec.operands
     return cute.compile(
@@ -115,8 +115,10 @@ def _fake_port(port: PortSpec) -> Any:
 
     from ..cute_dtype import CUTE_DTYPE
 
+    if port.layout is not None:
+        return _fake_operand(port.layout)
     if port.source is PortSource.HOST:
-        return cutlass.Float32(1.0)
+        return cutlass.Int32(1) if port.kind is PortKind.INTEGER else cutlass.Float32(1.0)
     assert port.dtype is not None
     if port.source is PortSource.TABLE:
         stride = (cute.sym_int64(),)

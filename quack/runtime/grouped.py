@@ -28,6 +28,7 @@ Pointers = tuple[int, ...]
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
 OPERAND_WORD, BIAS_WORD = 4, 12  # see `grouped_adapter`
 TABLE_BYTES = 8 * GROUPED_WORDS
+VECTORS = (PortKind.ROW_VECTOR, PortKind.COL_VECTOR)
 DESCRIPTORS = 4  # per problem
 MAX_TABLES = 16  # sets of addresses that a program remembers
 _captured: list["BoundTables"] = []  # a CUDA graph may replay at any time: what it reads lives as long as the process
@@ -243,6 +244,7 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
         copies += [(family, index, spec) for family, spec in copied.items() if spec is not None]
         operands = {"A": request.A, "B": request.B, "out": request.out, "C": request.used_c}
         layouts = {n: _layout_as_read(t, copied.get(n)) for n, t in operands.items() if t is not None}
+        assert swapped is not None  # the terms of a grouped call all have a form for D^T
         base, swapped = _grouped(base), _grouped(swapped)
         classes.setdefault(base, []).append((Problem(index, shape, layouts), swapped))
     launches = []
@@ -330,7 +332,8 @@ def _grouped(spec: GemmSpec) -> GemmSpec:
     ops = tuple(
         EpilogueOpSpec(
             op.mixin,
-            tuple(p if p.kind is PortKind.SCALAR else replace(p, source=PortSource.TABLE) for p in op.ports),
+            tuple(replace(p, source=PortSource.TABLE) if p.kind in VECTORS else p for p in op.ports),
+            op.statics,
         )
         for op in spec.epilogue
     )

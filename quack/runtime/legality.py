@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
-from ..gemm_port import EpilogueOpSpec, PortKind
+from ..gemm_port import PortKind, present_ports, tile_layouts
 from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm
 from .symmetric_rules import symmetric_refusals
 
+GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
 CLUSTER_SIZES = (1, 2, 4)
@@ -110,6 +111,25 @@ def _order_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality(f"batch_idx_permute has no schedule with {spec.adapter}", "a call without batch_idx_permute")
 
 
+def _port_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """What the mixins' tiles and partials ask of the adapter and the tile."""
+    kinds = {port.kind for port in present_ports(spec.epilogue)}
+    layouts = (spec.operands.d, *tile_layouts(spec.epilogue, PortKind.TILE_OUTPUT))
+    if any(layout.is_halved for layout in layouts) and spec.config.tile_n % 32:
+        yield Legality(
+            f"tile_n={spec.config.tile_n}: outputs of half the columns are stored in whole steps of 16", "tile_n=128"
+        )
+    if spec.adapter == GROUPED:
+        for kind in sorted(kinds - GROUPED_PORTS, key=lambda kind: kind.value):
+            yield Legality(f"a {kind.value} has no place in the table of grouped problems", "one call per problem")
+        if spec.operands.d.is_halved:
+            yield Legality(
+                "out of half the columns has no place in the table of grouped problems", "one call per problem"
+            )
+    if PortKind.COL_PARTIALS in kinds and spec.adapter in RAGGED_M:
+        yield Legality("column reductions would mix the rows of groups: cu_seqlens_m has none", "one call per group")
+
+
 def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
     """What `A_idx` asks of the cluster and of the loading warps."""
     config, a_bytes = spec.config, spec.operands.a.dtype.bytes
@@ -132,6 +152,7 @@ def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)
     yield from _order_refusals(spec)
+    yield from _port_refusals(spec)
     yield from _operand_refusals(spec.operands, _input_names(spec.config))
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)
@@ -205,7 +226,7 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 
 
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
-    budget = resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
+    budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
     has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma
     reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
     if _has_halves_by_element(spec):
@@ -241,12 +262,6 @@ def _has_halves_by_element(spec: GemmSpec) -> bool:
     if c is None or c.is_tma or d.is_tma:
         return False
     return c.is_concat or d.is_concat or any(port.is_concat for op in spec.epilogue for port in op.ports)
-
-
-def epilogue_scratch_bytes(epilogue: tuple[EpilogueOpSpec, ...], config: GemmConfig) -> int:
-    """fp32 shared memory that vector ports cache, per MMA warpgroup (mirrors `EpilogueMixin.scratch_elements`)."""
-    extent = {PortKind.ROW_VECTOR: config.tile_n, PortKind.COL_VECTOR: config.tile_m}
-    return 4 * sum(extent.get(port.kind, 0) for op in epilogue for port in op.ports)
 
 
 def _nearest(value: int, choices: tuple[int, ...]) -> int:

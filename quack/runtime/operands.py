@@ -99,8 +99,10 @@ def aligned_copy(tensor: torch.Tensor, spec: OperandSpec) -> torch.Tensor:
     return copy.copy_(tensor)
 
 
-def check_problem(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor]) -> GemmShape:
-    """Every rule about shapes and devices; returns the extents."""
+def check_problem(
+    A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Optional[torch.Tensor], is_halved: bool = False
+) -> GemmShape:
+    """Every rule about shapes and devices; returns the extents. is_halved: out has half the columns of A @ B."""
     tensors = {"A": A, "B": B, "out": out} | ({"C": C} if C is not None else {})
     check_tensors(tensors)
     if A.dim() != B.dim():
@@ -112,16 +114,23 @@ def check_problem(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, C: Option
             f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: A has K = {A.shape[-1]}, B has K = "
             f"{B.shape[-2]}; B is (K, N), so a weight stored as (N, K) is passed as weight.mT"
         )
-    expected = (*A.shape[:-1], B.shape[-1])
-    for name in ("out", "C"):
-        if name in tensors and tuple(tensors[name].shape) != expected:
-            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, A @ B has {expected}")
+    check_outputs((*A.shape[:-1], B.shape[-1]), out, C, is_halved)
+    return GemmShape(A.shape[-2], B.shape[-1], A.shape[-1], A.shape[0] if A.dim() == 3 else 1)
+
+
+def check_outputs(product: tuple[int, ...], out: torch.Tensor, C: Optional[torch.Tensor], is_halved: bool) -> None:
+    """Shapes of out and C where the product has this one; is_halved: out has half its columns."""
+    if is_halved and product[-1] % 2:
+        raise ValueError(f"N = {product[-1]} is odd: columns are pairs of gate and up projection")
+    expected = {"out": (*product[:-1], product[-1] // 2) if is_halved else product, "C": product}
+    for name, tensor in (("out", out), ("C", C)):
+        if tensor is not None and tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}: A @ B has {product}")
     if not is_injective(out):
         raise ValueError(
             f"out with strides {out.stride()} is expanded or overlaps itself: shape {tuple(out.shape)} has several "
             "elements at one address"
         )
-    return GemmShape(A.shape[-2], B.shape[-1], A.shape[-1], A.shape[0] if A.dim() == 3 else 1)
 
 
 def is_injective(tensor: torch.Tensor) -> bool:
@@ -152,20 +161,22 @@ def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
         raise ValueError(fault)
 
 
-def check_bias(bias: torch.Tensor, A: torch.Tensor, n: int, problems: Optional[int], is_concat: bool = False) -> None:
-    """(N,), or (problems, N) where there are several, with the last dimension contiguous; N even if is_concat."""
-    if not isinstance(bias, torch.Tensor):
-        raise TypeError(f"bias is a {type(bias).__name__}, expected a torch.Tensor")
-    dtype_of("bias", bias)
-    legal = [(n,)] + ([(problems, n)] if problems is not None else [])
-    if tuple(bias.shape) not in legal:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected " + " or ".join(map(str, legal)))
-    if bias.device != A.device:
-        raise ValueError(f"A is on {A.device} and bias is on {bias.device}: pass both on one device")
-    if n > 1 and bias.stride(-1) != 1:
-        raise ValueError(f"bias has strides {bias.stride()}: the last must be 1; pass bias.contiguous()")
-    if is_concat and n % 2:
-        raise ValueError(f"concat_layout names bias, which holds two halves of N = {n}: pass an even N")
+def check_vector(
+    name: str, vector: torch.Tensor, A: torch.Tensor, extent: int, problems: Optional[int], is_concat: bool = False
+) -> None:
+    """(extent,), or (problems, extent) where there are several, last dimension contiguous; extent even if is_concat."""
+    if not isinstance(vector, torch.Tensor):
+        raise TypeError(f"{name} is a {type(vector).__name__}, expected a torch.Tensor")
+    dtype_of(name, vector)
+    legal = [(extent,)] + ([(problems, extent)] if problems is not None else [])
+    if tuple(vector.shape) not in legal:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected " + " or ".join(map(str, legal)))
+    if vector.device != A.device:
+        raise ValueError(f"A is on {A.device} and {name} is on {vector.device}: pass both on one device")
+    if extent > 1 and vector.stride(-1) != 1:
+        raise ValueError(f"{name} has strides {vector.stride()}: the last must be 1; pass {name}.contiguous()")
+    if is_concat and extent % 2:
+        raise ValueError(f"concat_layout names {name}, which holds two halves of N = {extent}: pass an even N")
 
 
 def check_scalar(name: str, value: object, device: torch.device) -> None:

@@ -10,23 +10,22 @@ from typing import Any, Optional, Union
 import torch
 
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
-from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from ..gemm_port import PortKind
 from ..heuristics import sm90 as heuristics
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
+from .epilogue import Port, Term, check_terms, mirror, op_spec, swapped_ops
 from .gather import check_gather, check_index_values
 from .operands import (
     aligned_copy,
     byte_span,
-    check_bias,
     check_problem,
     check_scalar,
     describe,
-    dtype_of,
     overlaps,
 )
 from .problem_order import check_permutation
-from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
+from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -52,6 +51,9 @@ class GemmRequest:
     A_idx: Optional[torch.Tensor] = None  # (total_m,) or (total_k,): which row or column of A each one is
     concat_layout: Optional[tuple[str, ...]] = None  # operands stored as two halves, see `concat.concat_names`
     batch_idx_permute: Optional[torch.Tensor] = None  # (problems,): the order in which they are worked through
+    leading: tuple[Term, ...] = ()  # mixins between alpha and C
+    epilogue: tuple[Term, ...] = ()  # mixins behind bias
+    halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
     def is_concat(self, name: str) -> bool:
         """Whether the operand of that name is stored as two halves."""
@@ -67,41 +69,60 @@ class GemmRequest:
         return DENSE
 
     @property
+    def ragged_arguments(self) -> tuple[Optional[torch.Tensor], ...]:
+        """Every tensor that an adapter may take, given or not."""
+        return self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx, self.batch_idx_permute
+
+    @property
     def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
         """The adapter's own tensors."""
-        vectors = (self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx, self.batch_idx_permute)
-        return tuple(v for v in vectors if v is not None) or None
+        return tuple(v for v in self.ragged_arguments if v is not None) or None
 
     @property
     def used_c(self) -> Optional[torch.Tensor]:
         """C, unless beta is the number 0: as in BLAS it is not read then."""
         return None if not isinstance(self.beta, torch.Tensor) and self.beta == 0.0 else self.C
 
-    def epilogue_values(self) -> list[tuple[str, PortKind, Any]]:
-        """(mixin, port kind, value) of every active term with a port, in the order the kernel applies them."""
-        terms: list[tuple[str, PortKind, Any]] = []
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The mixins in the order the kernel applies them."""
+        terms: list[Term] = []
         if isinstance(self.alpha, torch.Tensor) or self.alpha != 1.0:
-            terms.append(("ScaleAccumulator", PortKind.SCALAR, self.alpha))
-        if self.used_c is not None:
+            terms.append(linear_term("ScaleAccumulator", Port("alpha", PortKind.SCALAR, self.alpha)))
+        terms += self.leading
+        if self.used_c is not None and not any(term.uses_c for term in self.epilogue):
             if isinstance(self.beta, torch.Tensor) or self.beta != 1.0:
-                terms.append(("AddScaledC", PortKind.SCALAR, self.beta))
+                terms.append(linear_term("AddScaledC", Port("beta", PortKind.SCALAR, self.beta)))
             else:
-                terms.append(("AddC", PortKind.SCALAR, None))
+                terms.append(linear_term("AddC"))
         if self.bias is not None:
-            terms.append(("RowBias", PortKind.ROW_VECTOR, self.bias))
-        return terms
+            bias = Port("bias", PortKind.ROW_VECTOR, self.bias, self.is_concat("bias"))
+            terms.append(linear_term("RowBias", bias, swapped="ColBias"))
+        return (*terms, *self.epilogue)
+
+    def port_values(self) -> Optional[tuple[Any, ...]]:
+        """What the kernel receives for the epilogue ports of this call; None without any. Nothing is allocated."""
+        values = [p.kernel_value() for term in self.terms for p in term.ports if p.value is not None]
+        return tuple(values) or None
+
+
+def linear_term(mixin: str, *ports: Port, swapped: Optional[str] = None) -> Term:
+    """A term of the affine epilogue."""
+    return Term(_LINEAR + mixin, ports, swapped=_LINEAR + (swapped or mixin))
 
 
 class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_dynamic", "spec",
-        "swapped",
+        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_dynamic",
+        "shape", "spec", "swapped",
     )  # fmt: skip
 
     def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
         self.spec = spec
+        self.shape = product_extents(request)
+        self.is_batched = request.out.dim() == 3
         self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec, device.is_emulated)
         self.swapped = spec.config.swap_ab
@@ -133,6 +154,9 @@ class GemmPlan:
 class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
+    spec = None
+    is_batched = False
+    shape = GemmShape(0, 0, 0)
     a_bytes = b_bytes = d_bytes = 0
     device = -1
 
@@ -151,6 +175,8 @@ def check_aliases(request: GemmRequest) -> None:
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
     others["batch_idx_permute"] = request.batch_idx_permute
+    for term in (*request.leading, *request.epilogue):
+        others |= {port.name: port.value for port in term.ports}
     for name, tensor in others.items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
@@ -162,16 +188,6 @@ def check_indices(request: GemmRequest) -> None:
         check_index_values(request.A, request.A_idx, 0 if request.cu_seqlens_m is not None else 1)
 
 
-def port_values(request: GemmRequest) -> Optional[tuple[Any, ...]]:
-    """What the kernel receives for the epilogue ports of this call; None without any."""
-    values = [
-        value.reshape(1) if kind is PortKind.SCALAR and isinstance(value, torch.Tensor) else value
-        for _, kind, value in request.epilogue_values()
-        if value is not None
-    ]
-    return tuple(float(v) if isinstance(v, int) else v for v in values) or None
-
-
 def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     """Validate, choose, compile or load. Raises ValueError, TypeError or UnsupportedGemm before any device work."""
     shape, base, swapped, copies = describe_request(request)
@@ -179,25 +195,27 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         return EmptyPlan()
     device = device_of(request.A)
     base = replace(base, arch=device.arch)
-    swapped = replace(swapped, arch=device.arch)
+    if swapped is not None:
+        swapped = replace(swapped, arch=device.arch)
     if request.config is None:
         spec = heuristics.choose(base, shape, device.sms, swapped)
         if request.dynamic or shape.is_ragged_m:  # groups end in tiles that take less time than others
             spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
     else:
-        chosen = swapped if request.config.swap_ab else base
+        if request.config.swap_ab and swapped is None:
+            raise UnsupportedGemm("the epilogue has no form for D^T, which swap_ab computes", "swap_ab=False")
+        chosen = swapped if request.config.swap_ab and swapped is not None else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
     return GemmPlan(spec, device, request, *copies)
 
 
-def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpec, tuple[bool, bool]]:
-    """(extents, spec, spec with A and B swapped, which inputs need an aligned copy); configurations still open."""
+def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optional[GemmSpec], tuple[bool, bool]]:
+    """(extents, spec, spec with A and B swapped if there is one, which inputs need an aligned copy); configurations open."""
     shape = check_shapes(request)
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
     problems = shape.batch if is_batched(request) else None
-    if request.bias is not None:
-        check_bias(request.bias, request.A, shape.n, problems, request.is_concat("bias"))
+    check_terms(request.terms, request.A, request.out, shape, product_extents(request).m, problems)
     if request.batch_idx_permute is not None:
         check_permutation(request.batch_idx_permute, problems, request.A)
     if not isinstance(request.config, (GemmConfig, type(None))):
@@ -206,10 +224,10 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
     is_ragged_m, is_ragged_k = request.cu_seqlens_m is not None, request.cu_seqlens_k is not None
     prefer = Major.OUTER if is_ragged_k else Major.INNER
-    is_ragged = {"A": request.adapter != DENSE, "B": is_ragged_k, "out": is_ragged_m}
+    is_ragged = {"A": request.adapter != DENSE, "B": is_ragged_k, "C": False}
 
     def described(name: str, tensor: torch.Tensor, **facts: Any) -> tuple[OperandSpec, bool]:
-        ragged = is_ragged.get(name, False)
+        ragged = is_ragged.get(name, is_ragged_m)  # out and whatever has its rows
         return describe(name, tensor, is_ragged=ragged, is_concat=request.is_concat(name), **facts)
 
     a, copy_a = described("A", request.A, transposed=False, prefer=prefer)
@@ -217,28 +235,34 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
     if 0 in request.A.shape or 0 in request.B.shape:
         # Never loaded, and an empty tensor has no useful address: any aligned layout will do.
         copy_a = copy_b = True
-    d, _ = described("out", request.out, transposed=False, is_output=True)
-    used_c = request.used_c
-    c = None
-    if used_c is not None:
-        c, _ = described("C", used_c, transposed=False)
-    if request.cu_seqlens_m is not None and d.major is Major.OUTER:
-        # TMA writes whole 16-byte chunks, which would reach into the next group's rows.
-        d = replace(d, align=d.dtype.bytes)
-    if request.cu_seqlens_m is not None and c is not None and c.major is Major.OUTER:
-        c = replace(c, align=c.dtype.bytes)  # TMA boxes begin at multiples of 16 bytes, groups at any row
+
+    def like_out(name: str, tensor: torch.Tensor, is_output: bool = True) -> OperandSpec:
+        spec, _ = described(name, tensor, transposed=False, is_output=is_output)
+        if is_ragged_m and spec.major is Major.OUTER:
+            # TMA boxes begin at multiples of 16 bytes, groups at any row, and stores would reach into the next group's.
+            spec = replace(spec, align=spec.dtype.bytes)
+        return spec
+
+    d = replace(like_out("out", request.out), is_halved=request.halves_out)
+    c = None if request.used_c is None else like_out("C", request.used_c, is_output=False)
     operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
         "",
         operands,
         GemmConfig(),
-        epilogue_specs(request),
+        tuple(op_spec(term, request.out.dim(), like_out) for term in request.terms),
         fast_accum,
         request.adapter,
         is_permuted=request.batch_idx_permute is not None,
     )
-    return shape, base, _swap(base), (copy_a, copy_b)
+    return shape, base, _swap(base, request.terms), (copy_a, copy_b)
+
+
+def product_extents(request: GemmRequest) -> GemmShape:
+    """Extents of the product, M being the rows of all groups if it is ragged."""
+    batch = request.out.shape[0] if request.out.dim() == 3 else 1
+    return GemmShape(request.out.shape[-2], request.B.shape[-1], 0, batch)
 
 
 def is_batched(request: GemmRequest) -> bool:
@@ -253,43 +277,22 @@ def check_shapes(request: GemmRequest) -> GemmShape:
     if request.cu_seqlens_m is not None and request.cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_m and cu_seqlens_k exclude each other: pass one of them")
     if request.cu_seqlens_m is not None:
-        return check_varlen_m(request.A, request.B, request.out, request.C, request.cu_seqlens_m, request.A_idx)
-    if request.cu_seqlens_k is not None:
-        return check_varlen_k(request.A, request.B, request.out, request.C, request.cu_seqlens_k, request.A_idx)
-    return check_problem(request.A, request.B, request.out, request.C)
-
-
-def epilogue_specs(request: GemmRequest) -> tuple[EpilogueOpSpec, ...]:
-    """The mixins of this request with what the kernel must know of their ports."""
-    ops = []
-    for mixin, kind, value in request.epilogue_values():
-        ports: tuple[PortSpec, ...] = ()
-        if isinstance(value, torch.Tensor):
-            ndim = 1 if kind is PortKind.SCALAR else value.dim()
-            is_concat = value is request.bias and request.is_concat("bias")
-            ports = (PortSpec(kind, PortSource.DEVICE, dtype_of("port", value), ndim, is_concat),)
-        elif value is not None:
-            ports = (PortSpec(kind, PortSource.HOST),)
-        ops.append(EpilogueOpSpec(_LINEAR + mixin, ports))
-    return tuple(ops)
-
-
-def _swap(spec: GemmSpec) -> GemmSpec:
-    """The same result computed as D^T = B^T A^T: every operand keeps its memory and changes its role."""
-    a, b, d, c = spec.operands
-    operands = OperandSpecs(b, a, _mirror(d), _mirror(c) if c is not None else None)
-    swap = {PortKind.ROW_VECTOR: PortKind.COL_VECTOR}
-    ops = tuple(
-        EpilogueOpSpec(
-            op.mixin.replace("RowBias", "ColBias"),
-            tuple(replace(port, kind=swap.get(port.kind, port.kind)) for port in op.ports),
+        return check_varlen_m(
+            request.A, request.B, request.out, request.C, request.cu_seqlens_m, request.A_idx, request.halves_out
         )
-        for op in spec.epilogue
-    )
+    if request.cu_seqlens_k is not None:
+        return check_varlen_k(
+            request.A, request.B, request.out, request.C, request.cu_seqlens_k, request.A_idx, request.halves_out
+        )
+    return check_problem(request.A, request.B, request.out, request.C, request.halves_out)
+
+
+def _swap(spec: GemmSpec, terms: tuple[Term, ...] = ()) -> Optional[GemmSpec]:
+    """The same result computed as D^T = B^T A^T: every operand keeps its memory and changes its role. None if the epilogue has
+    no form for that, or columns are combined."""
+    a, b, d, c = spec.operands
+    ops = swapped_ops(terms, spec.epilogue)
+    if ops is None or d.is_halved:
+        return None
+    operands = OperandSpecs(b, a, mirror(d), mirror(c) if c is not None else None)
     return replace(spec, operands=operands, epilogue=ops)
-
-
-def _mirror(output: OperandSpec) -> OperandSpec:
-    """C or D (M, N) seen as (N, M). A and B need no such thing: (outer, K) stays (outer, K) when they change places."""
-    major = Major.OUTER if output.major is Major.INNER else Major.INNER
-    return replace(output, transposed=not output.transposed, major=major)

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from .gather import check_gather
-from .operands import check_tensors, is_injective
+from .operands import check_outputs, check_tensors
 from .spec import GemmShape
 
 
@@ -41,14 +41,6 @@ def _check_operands(
     return groups
 
 
-def _check_output(shape: tuple[int, ...], out: torch.Tensor, C: Optional[torch.Tensor]) -> None:
-    for name, tensor in (("out", out), ("C", C)):
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-    if not is_injective(out):
-        raise ValueError(f"out with strides {out.stride()} has several elements at one address")
-
-
 def check_varlen_m(
     A: torch.Tensor,
     B: torch.Tensor,
@@ -56,6 +48,7 @@ def check_varlen_m(
     C: Optional[torch.Tensor],
     cu_seqlens: torch.Tensor,
     A_idx: Optional[torch.Tensor] = None,
+    is_halved: bool = False,
 ) -> GemmShape:
     """A (total_m, K), or (any, K) with A_idx (total_m,), B (G, K, N), out and C (total_m, N). The average m."""
     groups = _check_operands((A, B, out, C), (2, 3, 2), "cu_seqlens_m", cu_seqlens)
@@ -65,7 +58,7 @@ def check_varlen_m(
         raise ValueError(f"cu_seqlens_m has {groups + 1} elements for {groups} groups, B has {B.shape[0]} matrices")
     if A.shape[1] != B.shape[1]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
-    _check_output((total, B.shape[2]), out, C)
+    check_outputs((total, B.shape[2]), out, C, is_halved)
     return GemmShape(-(-total // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
 
 
@@ -76,6 +69,7 @@ def check_varlen_k(
     C: Optional[torch.Tensor],
     cu_seqlens: torch.Tensor,
     A_idx: Optional[torch.Tensor] = None,
+    is_halved: bool = False,
 ) -> GemmShape:
     """A (M, total_k), or (M, any) with A_idx (total_k,), B (total_k, N), out and C (G, M, N). The average k."""
     groups = _check_operands((A, B, out, C), (2, 2, 3), "cu_seqlens_k", cu_seqlens)
@@ -85,5 +79,5 @@ def check_varlen_k(
         raise ValueError(f"A_idx has {gathered} elements and B has shape {tuple(B.shape)}: B is (total_k, N)")
     if total != B.shape[0]:
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (total_k, N)")
-    _check_output((groups, A.shape[0], B.shape[1]), out, C)
+    check_outputs((groups, A.shape[0], B.shape[1]), out, C, is_halved)
     return GemmShape(A.shape[0], B.shape[1], -(-total // max(groups, 1)), groups)

@@ -48,11 +48,13 @@ from cutlass.pipeline import PipelineState, PipelineTmaAsync, PipelineUserType, 
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as sm90_utils
 
+from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import pass_turn, sync_warpgroup, wait_turn
-from ..epilogue.protocol import EpilogueContext, bind_epilogue
+from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
-from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, run_epilogue_plan
+from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilogue_plan
+from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
 from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
@@ -68,13 +70,13 @@ SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
 
 
 class SmemTensors(NamedTuple):
-    """Staged shared memory. c, d and scratch are None where unused."""
+    """Staged shared memory. c and scratch are None where unused."""
 
     a: cute.Tensor  # (tile_m, tile_k, ab_stages)
     b: cute.Tensor  # (tile_n, tile_k, ab_stages)
     c: Optional[cute.Tensor]  # (64, epi_n, c_stages)
-    d: Optional[cute.Tensor]  # (64, epi_n, warpgroups * d_stages)
-    scratch: Optional[cute.Tensor]  # fp32 words of the mixins, warpgroup after warpgroup
+    outputs: tuple  # D and the mixins' tile outputs: (64, columns, warpgroups * d_stages), None where not by TMA
+    scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ class GemmSm90(GemmBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        scratch = [m.scratch_elements(self.config) for m in self.epilogue]
-        self.scratch_offsets = [sum(scratch[:i]) for i in range(len(scratch))]
-        self.scratch_elements = sum(scratch)
-        self.resources = resources(self.specs, self.config, self.fast_accum, 4 * self.scratch_elements)
+        self.scratch_words = scratch_bytes(self.epilogue_specs, self.config) // 4  # of one MMA warpgroup
+        self.resources = resources(self.specs, self.config, self.fast_accum, self.epilogue_specs)
+        self.tile_output_specs = tile_layouts(self.epilogue_specs, PortKind.TILE_OUTPUT)
         if self.resources.ab_stages < 2:
             raise ValueError(f"{self.config} leaves room for {self.resources.ab_stages} operand stages")
+        self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         self.warpgroups = self.resources.mma_warpgroups
         self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
 
@@ -147,10 +149,24 @@ class GemmSm90(GemmBase):
             operand_layout(self.specs.b), self.tile_mnk, self.b_dtype, self.resources.ab_stages
         )
 
-    def smem_layout_epilogue(self, spec: OperandSpec, dtype, stages: int):
-        return sm90_utils.make_smem_layout_epi(dtype, operand_layout(spec), (SLAB_M, self.resources.epi_n), stages)
+    def subtile_of(self, spec: OperandSpec) -> tuple[int, int]:
+        """(rows, columns) of an operand's part of an epilogue subtile."""
+        return SLAB_M, self.resources.epi_n // (2 if spec.is_halved else 1)
 
-    def make_operands(self, mA, mB, mC, mD) -> Operands:
+    def smem_layout_epilogue(self, spec: OperandSpec, stages: int):
+        dtype = CUTE_DTYPE[spec.dtype]
+        return sm90_utils.make_smem_layout_epi(dtype, operand_layout(spec), self.subtile_of(spec), stages)
+
+    def make_output(self, spec: OperandSpec, tensor: cute.Tensor) -> TmaOperand:
+        """TMA store of one epilogue subtile, or plain memory."""
+        if not spec.is_tma:
+            return TmaOperand(None, tensor)
+        layout = cute.slice_(self.smem_layout_epilogue(spec, 1), (None, None, 0))
+        described = self.tma_tensor(Operand.D, tensor)
+        store = cpasync.CopyBulkTensorTileS2GOp()
+        return TmaOperand(*cpasync.make_tiled_tma_atom(store, described, layout, self.subtile_of(spec)))
+
+    def make_operands(self, mA, mB, mC, mD, tiles: dict[PortKind, list]) -> Operands:
         """TMA atoms for everything that TMA can address."""
         tile_m, tile_n, tile_k = self.tile_mnk
         cluster_m, cluster_n = self.cluster_mn
@@ -159,18 +175,15 @@ class GemmSm90(GemmBase):
         if not self.gathers_a:
             a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
         b = make_load_operand(tB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
-        c, d = None, TmaOperand(None, mD)
-        epilogue_tile = (SLAB_M, self.resources.epi_n)
+        c = None
         if self.specs.c is not None:
             c = TmaOperand(None, mC)
             if self.specs.c.is_tma:
                 tC = self.tma_tensor(Operand.C, mC)
-                c = make_load_operand(tC, self.smem_layout_epilogue(self.specs.c, self.c_dtype, 1), epilogue_tile, 1)
-        if self.specs.d.is_tma:
-            layout = cute.slice_(self.smem_layout_epilogue(self.specs.d, self.d_dtype, 1), (None, None, 0))
-            tD = self.tma_tensor(Operand.D, mD)
-            d = TmaOperand(*cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), tD, layout, epilogue_tile))
-        return Operands(a, b, c, d)
+                c = make_load_operand(tC, self.smem_layout_epilogue(self.specs.c, 1), self.subtile_of(self.specs.c), 1)
+        d = self.make_output(self.specs.d, mD)
+        outputs = [self.make_output(s, t) for s, t in zip(self.tile_output_specs, tiles[PortKind.TILE_OUTPUT])]
+        return Operands(a, b, c, d, tuple(tiles[PortKind.TILE_INPUT]), tuple(outputs))
 
     # ---- kernel ---------------------------------------------------------------------------------------------------
 
@@ -238,16 +251,17 @@ class GemmSm90(GemmBase):
 
         a = staged(self.a_dtype, self.smem_layout_a())
         b = staged(self.b_dtype, self.smem_layout_b())
-        c = d = scratch = None
+        c = scratch = None
         if self.resources.c_stages:
-            c = staged(self.c_dtype, self.smem_layout_epilogue(self.specs.c, self.c_dtype, self.resources.c_stages))
-        if self.resources.d_stages:
-            stages = self.warpgroups * self.resources.d_stages
-            d = staged(self.d_dtype, self.smem_layout_epilogue(self.specs.d, self.d_dtype, stages))
-        if self.scratch_elements:
-            words = self.warpgroups * self.scratch_elements
-            scratch = allocator.allocate_tensor(Float32, cute.make_layout(words), 16)
-        return SmemTensors(a, b, c, d, scratch)
+            c = staged(self.c_dtype, self.smem_layout_epilogue(self.specs.c, self.resources.c_stages))
+        stages = self.warpgroups * self.resources.d_stages
+        outputs = [
+            staged(CUTE_DTYPE[spec.dtype], self.smem_layout_epilogue(spec, stages)) if spec.is_tma else None
+            for spec in (self.specs.d, *self.tile_output_specs)
+        ]
+        if self.scratch_words:
+            scratch = allocator.allocate_tensor(Float32, cute.make_layout(self.warpgroups * self.scratch_words), 16)
+        return SmemTensors(a, b, c, tuple(outputs), scratch)
 
     # ---- load roles -----------------------------------------------------------------------------------------------
 
@@ -480,7 +494,7 @@ class GemmSm90(GemmBase):
                 tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
             ),
             slab_mma=self.make_tiled_mma(1),
-            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, epilogue_arguments),
+            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
             index=warpgroup_index,
             share=share,
         )
@@ -510,20 +524,23 @@ class GemmSm90(GemmBase):
         self, cta: CtaContext, team: "MmaTeam", work: WorkDesc, another_follows: Boolean, state: MmaState
     ) -> MmaState:
         """Mainloop and epilogue of one tile."""
-        contexts = self.make_contexts(cta, team, work)
+        ctx = self.make_context(cta, team, work)
         held = state.held
         if cutlass.const_expr(self.specs.d.is_tma):
             held = self.acquire(cta.problem, (Operand.D,), work, held)
-        mixin_states = [mixin.begin(ctx) for mixin, ctx in zip(team.mixins, contexts)]
+        for mixin in team.mixins:
+            for port in bound_ports(mixin):
+                ctx.stage(port)
+        mixin_states = [mixin.begin(ctx) for mixin in team.mixins]
         k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
         if cutlass.const_expr(self.config.pingpong):
             wait_turn(team.index)
-        ab = self.multiply_tile(cta, team, contexts[-1], k_tiles, another_follows, state.ab)
-        if cutlass.const_expr(self.scratch_elements > 0):
+        ab = self.multiply_tile(cta, team, ctx, k_tiles, another_follows, state.ab)
+        if cutlass.const_expr(self.scratch_words > 0):
             sync_warpgroup(team.index)
         io = self.make_epilogue_io(cta, team, work)
-        epilogue = run_epilogue_plan(self, contexts, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
-        if cutlass.const_expr(self.scratch_elements > 0 and io.d_atom is None):
+        epilogue = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
+        if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
         return MmaState(ab, epilogue, held)
 
@@ -643,59 +660,72 @@ class GemmSm90(GemmBase):
                 cute.gemm(mma, acc, tCrA, team.tCrB[None, None, k_block, stage], acc)
         warpgroup.commit_group()
 
-    def make_contexts(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> list[EpilogueContext]:
-        """One context per mixin, with its scratch, and the plan's own last."""
+    def make_context(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> EpilogueContext:
+        """What the mixins may know of this work."""
         thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
         shape = self.problem_shape(cta.problem, work)
-        plain = EpilogueContext(
+        scratch = None
+        if self.scratch_words:
+            first = cta.smem.scratch.iterator + team.index * self.scratch_words
+            scratch = cute.make_tensor(first, cute.make_layout(self.scratch_words))
+        return EpilogueContext(
             problem=work.problem,
             row=work.tile_m * self.config.tile_m,
             col=work.tile_n * self.config.tile_n,
             rows=shape.m,
             cols=shape.n,
+            first_row=work.start,
+            tile_m=work.tile_m,
+            tile_n=work.tile_n,
+            warpgroup=team.index,
+            share=team.share,
+            shares=self.sharing,
             thread=thread,
             slab_rows=tuple((r * self.sharing + team.share) * SLAB_M for r in range(self.resources.slabs)),
             config=self.config,
             thread_slice=team.slab_mma.get_slice(thread),
+            scratch=scratch,
+            inputs=tuple(self.operand(cta.problem, Operand.D, t, work) for t in cta.operands.tile_inputs),
         )
-        contexts = []
-        for mixin, offset in zip(self.epilogue, self.scratch_offsets):
-            elements = mixin.scratch_elements(self.config)
-            scratch = None
-            if elements:
-                first = team.index * self.scratch_elements + offset
-                scratch = cute.make_tensor(cta.smem.scratch.iterator + first, cute.make_layout(elements))
-            contexts.append(plain.with_scratch(scratch))
-        return [*contexts, plain]
 
     def make_epilogue_io(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> EpilogueIO:
-        """Transport of this work's C and D for one warpgroup."""
-        c, d = cta.operands.c, cta.operands.d
-        copy_c = copy_d = None
-        if cta.smem.d is not None:
-            atom = sm90_utils.sm90_get_smem_store_op(operand_layout(self.specs.d), self.d_dtype, Float32)
-            copy_d = epilogue_copy(atom, team.slab_mma)
+        """Transport of this work's C and outputs for one warpgroup."""
+        c, copy_c = cta.operands.c, None
         if cta.smem.c is not None:
-            atom = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), self.c_dtype)
-            copy_c = epilogue_copy(atom, team.slab_mma)
+            copy_c = epilogue_copy(cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), self.c_dtype), team.slab_mma)
+        operands = (cta.operands.d, *cta.operands.tile_outputs)
+        outputs = zip((self.specs.d, *self.tile_output_specs), operands, cta.smem.outputs)
         return EpilogueIO(
             c=None if c is None else self.operand(cta.problem, Operand.C, c.tensor, work),
-            d=self.operand(cta.problem, Operand.D, d.tensor, work),
             c_atom=None if c is None else c.atom,
-            d_atom=d.atom,
-            d_descriptor=None if d.atom is None else self.descriptor(cta.problem, Operand.D, work),
             sC=cta.smem.c,
-            sD=cta.smem.d,
-            c_pipeline=cta.c,
-            copy_d=copy_d,
             copy_c=copy_c,
-            d_stages=self.resources.d_stages,
-            d_first_stage=team.index * self.resources.d_stages,
+            c_pipeline=cta.c,
             c_step=self.sharing,
+            outputs=tuple(self.make_tile_store(cta, team, work, *output) for output in outputs),
+            stages=self.resources.d_stages,
+            first_stage=team.index * self.resources.d_stages,
             warpgroup=team.index,
             is_store_warp=cute.arch.make_warp_uniform(cute.arch.warp_idx()) % 4 == 0,
             epi_n=self.resources.epi_n,
-            d_dtype=self.d_dtype,
+        )
+
+    def make_tile_store(
+        self, cta: CtaContext, team: "MmaTeam", work: WorkDesc, spec: OperandSpec, operand: TmaOperand, smem
+    ) -> TileStore:
+        """Transport of one output of this work for one warpgroup."""
+        dtype, copy = CUTE_DTYPE[spec.dtype], None
+        if operand.atom is not None:
+            copy = epilogue_copy(sm90_utils.sm90_get_smem_store_op(operand_layout(spec), dtype, Float32), team.slab_mma)
+        return TileStore(
+            tensor=self.operand(cta.problem, Operand.D, operand.tensor, work),
+            atom=operand.atom,
+            descriptor=None if operand.atom is None else self.descriptor(cta.problem, Operand.D, work),
+            smem=smem,
+            copy=copy,
+            dtype=dtype,
+            columns=self.subtile_of(spec)[1],
+            is_halved=spec.is_halved,
         )
 
     # ---- pipelines ------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ The kernel allocates exactly what is computed here and `legality` refuses what d
 
 from dataclasses import dataclass
 
-from ..gemm_config import Dtype, GemmConfig, OperandSpecs
+from ..gemm_config import Dtype, GemmConfig, OperandSpec, OperandSpecs
+from ..gemm_port import EpilogueOpSpec, PortKind, scratch_bytes, tile_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_90 (227 KB)
 RESERVED = 1024  # barriers, work ring and the slack of aligning the operand buffers to 1024 bytes
@@ -29,7 +30,7 @@ class Sm90Resources:
     epi_n: int  # columns of one epilogue subtile (64 x epi_n)
     ab_stages: int
     c_stages: int
-    d_stages: int  # per MMA warpgroup
+    d_stages: int  # per MMA warpgroup and output
     smem_bytes: int
     accumulator_registers: int  # with the partial sums of precise fp8 accumulation
 
@@ -68,23 +69,22 @@ def epilogue_columns(tile_n: int, d: Dtype) -> int:
 
 
 def resources(
-    operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue_smem_bytes: int = 0
+    operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue: tuple[EpilogueOpSpec, ...] = ()
 ) -> Sm90Resources:
-    """Budget for one configuration; `ab_stages` < 2 means that it does not fit.
-
-    epilogue_smem_bytes: what the epilogue mixins ask for, per MMA warpgroup.
-    """
+    """Budget for one configuration; `ab_stages` < 2 means that it does not fit."""
     config = config.with_tile_k(operands.a.dtype)
     assert config.tile_k is not None
     warpgroups = mma_warpgroups(config)
     slabs = config.tile_m // SLAB_M // (1 if config.pingpong else warpgroups)
-    widest = max((s.dtype for s in (operands.d, operands.c) if s is not None), key=lambda t: t.bits)
+    outputs = output_layouts(operands, epilogue)
+    widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
     epi_n = epilogue_columns(config.tile_n, widest)
     subtile = SLAB_M * epi_n
-    d_stages = 2 if operands.d.is_tma else 0
+    d_stages = 2 if any(output.is_tma for output in outputs) else 0
     has_c_tma = operands.c is not None and operands.c.is_tma
     c_stages = 2 * warpgroups if has_c_tma else 0
-    fixed = RESERVED + warpgroups * (d_stages * subtile * operands.d.dtype.bytes + epilogue_smem_bytes)
+    staged = sum(subtile // (2 if o.is_halved else 1) * o.dtype.bytes for o in outputs if o.is_tma)
+    fixed = RESERVED + warpgroups * (d_stages * staged + scratch_bytes(epilogue, config))
     if operands.c is not None:
         fixed += c_stages * subtile * operands.c.dtype.bytes
     stage = config.tile_k * (config.tile_m * operands.a.dtype.bytes + config.tile_n * operands.b.dtype.bytes)
@@ -100,3 +100,8 @@ def resources(
         smem_bytes=fixed + ab_stages * stage,
         accumulator_registers=accumulators,
     )
+
+
+def output_layouts(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> tuple[OperandSpec, ...]:
+    """What the epilogue stores: D, then the tile outputs of the mixins."""
+    return (operands.d, *tile_layouts(epilogue, PortKind.TILE_OUTPUT))

@@ -11,13 +11,11 @@ import pytest
 
 from quack.compose import compose
 from quack.epilogue import linear
-from quack.epilogue.protocol import EpilogueMixin
 from quack.gemm_config import Dtype, GemmConfig, Major
 from quack.gemm_epilogue_plan import DefaultCommit
-from quack.gemm_port import EpilogueOpSpec, PortSource, PortSpec
 from quack.gemm_problem_adapter import DenseAdapter
 from quack.heuristics import sm90
-from quack.runtime.legality import epilogue_scratch_bytes, legality
+from quack.runtime.legality import legality
 from quack.runtime.plan import _swap
 from quack.runtime.spec import GemmShape, UnsupportedGemm
 from quack.sm90.gemm import GemmSm90
@@ -57,15 +55,6 @@ def test_every_configuration_is_legal_or_refused_with_a_reason(kind: str):
         else:
             assert verdict.reason and verdict.alternative
     assert min(verdicts.values()) > 100
-
-
-def test_budget_counts_the_scratch_that_mixins_ask_for():
-    config = GemmConfig(128, 192)
-    for cls in vars(linear).values():
-        if isinstance(cls, type) and issubclass(cls, EpilogueMixin) and cls is not EpilogueMixin:
-            ports = tuple(PortSpec(kind, PortSource.DEVICE, Dtype.FP32, 1) for kind in cls.port_kinds().values())
-            op = EpilogueOpSpec(f"{cls.__module__}:{cls.__qualname__}", ports)
-            assert epilogue_scratch_bytes((op,), config) == 4 * cls.scratch_elements(config), cls
 
 
 def test_compose_caches_and_orders():

@@ -11,7 +11,7 @@ import pytest
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
 from quack.gemm_port import PortKind
 from quack.runtime.compile import kernel_facts
-from quack.runtime.legality import epilogue_scratch_bytes, legality
+from quack.runtime.legality import legality
 from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
 from tests.unit.ledger import full_epilogue, gemm, operands
@@ -29,7 +29,7 @@ def changed(a: Any = None, b: Any = None, d: Any = None) -> OperandSpecs:
 
 
 def budget_of(spec: GemmSpec) -> Sm90Resources:
-    return resources(spec.operands, spec.config, spec.fast_accum, epilogue_scratch_bytes(spec.epilogue, spec.config))
+    return resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
 
 
 @pytest.mark.parametrize(
