@@ -97,9 +97,7 @@ def run(case: SymmetricCase, t: CaseOperands, C: torch.Tensor | None) -> torch.T
     poison(t.out.buffer)
     if case.case.in_place and C is not None:
         t.out.tensor.copy_(C)
-    out = quack.gemm_symmetric(
-        t.A, t.B, t.C, t.out.tensor, alpha=t.alpha, beta=t.beta, config=case.case.config
-    )
+    out = quack.gemm_symmetric(t.A, t.B, t.C, t.out.tensor, alpha=t.alpha, beta=t.beta, config=case.case.config)
     assert out is t.out.tensor
     return out.clone()
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import cutlass.cute as cute
-
 from .protocol import EpilogueContext, EpilogueFragment, EpilogueMixin, TileOutput
 
 

@@ -17,6 +17,7 @@ from .sm90 import Candidate
 
 TILES = ((128, True), (64, True), (128, False))  # (tile_m = tile_n, ping-pong)
 STRIP = 8  # CTA tiles
+MARGIN = 1.05  # by which half of the tiles must be predicted to win: its stores to both sides were never measured
 
 
 def candidates(triangular: GemmSpec, shape: GemmShape, sms: int) -> list[Candidate]:
@@ -36,18 +37,21 @@ def candidates(triangular: GemmSpec, shape: GemmShape, sms: int) -> list[Candida
 
 
 def choose(
-    triangular: GemmSpec, shape: GemmShape, sms: int, whole: tuple[GemmSpec, ...] = ()
+    triangular: GemmSpec, shape: GemmShape, sms: int, whole: Optional[tuple[GemmSpec, GemmSpec]] = None
 ) -> GemmSpec:
-    """The best predicted legal configuration. whole: (spec, the same with A and B swapped) of the whole product if it may
-    stand in; raises with the reason if none is legal."""
+    """The best predicted legal configuration; raises with the reason if none is legal.
+
+    whole: the plain GEMM's (spec, the same with A and B swapped), if the whole product may stand in.
+    """
     ranked = candidates(triangular, shape, sms)
     if not ranked:
         smallest = GemmConfig(64, 64, pingpong=True, cluster_m=1).with_tile_k(triangular.operands.a.dtype)
         legality(replace(triangular, config=smallest)).require()
         raise UnsupportedGemm("no tile configuration fits this combination of operands")
     best = ranked[0]
-    if whole:
-        best = min(best, *sm90.candidates(whole[0], shape, sms, whole[1])[:1], key=lambda c: c.predicted_ns)
+    for candidate in sm90.candidates(whole[0], shape, sms, whole[1])[:1] if whole else ():
+        if candidate.predicted_ns < MARGIN * best.predicted_ns:
+            best = candidate
     return best.spec
 
 
@@ -79,9 +83,7 @@ def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     return sm90.bytes_moved(spec, shape) - unread
 
 
-def explain(
-    triangular: GemmSpec, shape: GemmShape, sms: int, whole: Optional[tuple[GemmSpec, GemmSpec]] = None
-) -> str:
+def explain(triangular: GemmSpec, shape: GemmShape, sms: int, whole: Optional[tuple[GemmSpec, GemmSpec]] = None) -> str:
     """The choice and its runners-up with predicted times."""
     ranked = candidates(triangular, shape, sms)[:4]
     if whole:

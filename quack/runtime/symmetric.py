@@ -29,7 +29,7 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     if request.config is not None:
         config = request.config.with_tile_k(base.operands.a.dtype)
         return GemmPlan(replace(triangular, config=config), device, request, *copies)
-    whole: tuple[GemmSpec, ...] = ()
+    whole = None
     if is_transpose(request.A, request.B) and swapped is not None:
         whole = replace(base, arch=device.arch), replace(swapped, arch=device.arch)
     spec = heuristics.choose(triangular, shape, device.sms, whole)

@@ -56,10 +56,12 @@ def _epilogue_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     else:
         layout = spec.epilogue[-1].ports[0].layout
         if layout is None or not _is_mirror(spec.operands.d, layout):
-            yield f"Mirror stores to {layout}, which is not out {spec.operands.d} with its modes swapped", "the mirror of out"
+            yield (
+                f"Mirror stores to {layout}, which is not out {spec.operands.d} with its modes swapped",
+                "the mirror of out",
+            )
 
 
 def _is_mirror(d: OperandSpec, mirror: OperandSpec) -> bool:
     swapped = mirror.transposed is not d.transposed and mirror.major is not d.major
     return swapped and (mirror.dtype, mirror.ndim, mirror.align) == (d.dtype, d.ndim, d.align)
-

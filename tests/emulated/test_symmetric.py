@@ -22,7 +22,7 @@ SMS = 4  # few, so that persistent kernels take several works per cluster
 
 
 @pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_against_reference(case: SymmetricCase, schedule: str, checks: tuple[str, ...]):
     with quack.emulator.use("sm90", schedule=schedule, checks=checks, sms=SMS):
         run_and_verify(case, "cpu")

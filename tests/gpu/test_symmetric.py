@@ -53,7 +53,9 @@ def test_the_whole_product_of_a_transpose_has_symmetric_bits(m: int, k: int, dty
     for operand in (a, a.mT.contiguous().mT):
         out = quack.gemm(operand, operand.mT, out_dtype=torch.float32)
         assert torch.equal(out, out.mT)
-        assert torch.equal(out, quack.gemm_symmetric(operand, operand.mT, out_dtype=torch.float32, config=CONFIGS["128"]))
+        assert torch.equal(
+            out, quack.gemm_symmetric(operand, operand.mT, out_dtype=torch.float32, config=CONFIGS["128"])
+        )
 
 
 def test_graph_and_dynamic_scheduler():

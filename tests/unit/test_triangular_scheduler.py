@@ -35,7 +35,7 @@ def pairs_of(statics, tiles, problems):
 
 def check_pairs(statics, tiles, problems):
     """Each pair once; at most one CTA of a problem is beyond the edge; a cluster shares the operand it multicasts."""
-    (cluster_m, cluster_n), ctas = statics[0], statics[0][0] * statics[0][1]
+    cluster_m, ctas = statics[0][0], statics[0][0] * statics[0][1]
     works = pairs_of(statics, tiles, problems)
     assert len(works) == -(-(tiles * (tiles + 1) // 2) // ctas) * problems, (statics, tiles)
     tile_m, tile_n, problem = np.moveaxis(works, -1, 0)
