@@ -10,7 +10,7 @@ from .gemm_interface import Scalar, _check_out_dtype, _output, _scalar_kind, _si
 from .heuristics import symmetric as heuristics
 from .runtime.device import device_of, emulation_key
 from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request
-from .runtime.symmetric import is_transpose, prepare_symmetric, symmetric_ports, symmetric_spec
+from .runtime.symmetric import is_transpose, prepare_symmetric, stores_mirrors, symmetric_spec
 
 MAX_PLANS = 8192
 
@@ -95,23 +95,36 @@ def _launch(
     beta: Scalar = 1.0,
     config: Optional[GemmConfig] = None,
 ) -> None:
-    """Through the plan cache."""
-    request = GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic)
+    """Through the plan cache. The path of every call: keep it short."""
     try:
-        tensors = tuple(_signature(tensor) for tensor in (A, B, out, C))
-        scalars = _scalar_kind(alpha), _scalar_kind(beta)
-        key = (*tensors, *scalars, dynamic, config, is_transpose(A, B), None if A.is_cuda else emulation_key())
+        a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
+        key: tuple = (
+            A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
+            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, a_ptr == b_ptr,
+            config, dynamic, None if A.is_cuda else emulation_key(),
+        )  # fmt: skip
+        plain = C is None and type(alpha) is float and alpha == 1.0
+        if not plain:
+            key = (*key, _signature(C), _scalar_kind(alpha), _scalar_kind(beta))
         plan = _plans.get(key)
     except (AttributeError, RuntimeError, TypeError):  # not tensors, or something unhashable: says what is wrong
-        prepare_symmetric(request)
+        prepare_symmetric(GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic))
         raise
     if plan is None:
-        plan = prepare_symmetric(request)
+        plan = prepare_symmetric(GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic))
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
+    d_end = d_ptr + plan.d_bytes
+    if (d_ptr < a_ptr + plan.a_bytes and a_ptr < d_end) or (d_ptr < b_ptr + plan.b_bytes and b_ptr < d_end):
+        raise ValueError("out overlaps A or B in memory: pass an out of its own")
+    mirror = (out,) if stores_mirrors(plan) else ()
+    if plain:
+        plan.run(A, B, None, out, mirror or None)
+        return
+    request = GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic)
     check_aliases(request)
-    plan.run(A, B, request.used_c, out, symmetric_ports(plan, request))
+    plan.run(A, B, request.used_c, out, (*(request.port_values() or ()), *mirror) or None)
 
 
 @torch.library.custom_op("quack::gemm_symmetric_out", mutates_args={"out"})

@@ -1,7 +1,7 @@
 """A prepared symmetric GEMM call: which kernel computes D = alpha * A @ B + beta * C where D = D^T."""
 
 from dataclasses import replace
-from typing import Any, Optional, Union
+from typing import Union
 
 import torch
 
@@ -58,12 +58,9 @@ def n_major(matrix: OperandSpec) -> OperandSpec:
     return matrix if matrix.major is Major.INNER else mirror(matrix)
 
 
-def symmetric_ports(plan: Union[GemmPlan, EmptyPlan], request: GemmRequest) -> Optional[tuple[Any, ...]]:
-    """What the plan's kernel receives for its epilogue ports: D once more where it stores mirrors."""
-    ports = request.port_values()
-    if isinstance(plan, GemmPlan) and plan.spec.plan == SYMMETRIC_COMMIT:
-        return (*(ports or ()), request.out)
-    return ports
+def stores_mirrors(plan: Union[GemmPlan, EmptyPlan]) -> bool:
+    """Whether the plan's kernel takes D once more, as its last port, for the mirrored tiles."""
+    return plan.spec is not None and plan.spec.plan == SYMMETRIC_COMMIT
 
 
 def is_transpose(A: torch.Tensor, B: torch.Tensor) -> bool:
