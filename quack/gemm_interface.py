@@ -16,6 +16,8 @@ from typing import Optional, Union
 
 import torch
 
+import quack
+
 from .gemm_config import GemmConfig
 from .heuristics import sm90
 from .runtime.concat import concat_names, interleaved, store_halves
@@ -522,9 +524,10 @@ gemm_tuned = _Tuned()
 
 
 def __getattr__(name: str) -> object:
-    """`gemm_grouped` and `grouped_plan` belong to this interface, too; their module imports this one."""
-    if name in ("gemm_grouped", "grouped_plan"):
-        return getattr(importlib.import_module("quack.grouped"), name)
+    """The rest of the interface has modules of its own, which import this one."""
+    home = quack._HOME.get(name)
+    if home is not None:
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import quack
+from quack import gemm_symmetry
 from quack.gemm_config import Dtype, GemmConfig, Major
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics import sm90, symmetric
@@ -185,8 +186,8 @@ def test_predicted_waves():
 def test_explain_lists_both_kinds():
     a = torch.empty(2048, 512, dtype=torch.bfloat16)
     with quack.emulator.use("sm90", sms=SMS):
-        text = quack.symmetric.explain_symmetric(a, a.mT)
-        other = quack.symmetric.explain_symmetric(a, torch.empty_like(a).mT)
+        text = gemm_symmetry.explain_symmetric(a, a.mT)
+        other = gemm_symmetry.explain_symmetric(a, torch.empty_like(a).mT)
     assert "half" in text and "whole" in text and "whole" not in other
 
 
