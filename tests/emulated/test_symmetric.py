@@ -30,10 +30,10 @@ def test_against_reference(case: SymmetricCase, schedule: str, checks: tuple[str
 
 @pytest.mark.parametrize("name", ["64 2x1", "cooperative 1x2", "dynamic 1x2"])
 def test_random_schedules_give_the_same_bits(name: str):
-    case = symmetric_case("schedules", 330, 136, c="bf16", in_place=True, config=CONFIGS[name])
+    case = symmetric_case("schedules", 264, 72, c="bf16", in_place=True, config=CONFIGS[name])
     t = symmetric_operands(case, "cpu")
     C, results = t.C.clone(), set()
-    for schedule in ("eager", "latest", *(f"random:{seed}" for seed in range(8))):
+    for schedule in ("eager", "latest", *(f"random:{seed}" for seed in range(4))):
         with quack.emulator.use("sm90", schedule=schedule, sms=SMS):
             out = run(case, t, C)
         results.add(out.view(torch.uint8).numpy().tobytes())
