@@ -165,7 +165,7 @@ class EmptyPlan:
 
 
 def check_aliases(request: GemmRequest) -> None:
-    """`out` may share memory with C if they are the same tensor, and with nothing else."""
+    """`out` may share memory with C if they are the same tensor, and with nothing else; tile outputs with nothing at all."""
     out, C = request.out, request.C
     if C is not None and overlaps(out, C):
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
@@ -175,11 +175,17 @@ def check_aliases(request: GemmRequest) -> None:
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
     others["batch_idx_permute"] = request.batch_idx_permute
+    tiles: dict[str, Any] = {}
     for term in (*request.leading, *request.epilogue):
-        others |= {port.name: port.value for port in term.ports}
-    for name, tensor in others.items():
+        for port in term.ports:
+            (tiles if port.kind is PortKind.TILE_OUTPUT else others)[port.name] = port.value
+    for name, tensor in (others | tiles).items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+    for name, tensor in (others | {"C": C}).items() if tiles else ():
+        for tile_name, tile in tiles.items():
+            if isinstance(tensor, torch.Tensor) and isinstance(tile, torch.Tensor) and overlaps(tile, tensor):
+                raise ValueError(f"{tile_name} overlaps {name} in memory: pass a {tile_name} of its own")
 
 
 def check_indices(request: GemmRequest) -> None:
