@@ -129,11 +129,14 @@ def port_values(
     spec: the chosen configuration, None if nothing is computed; shape: the extents, of ragged M the sum of all.
     """
     values, allocated = [], {}
+    is_swapped = spec is not None and spec.config.swap_ab
     for term in terms:
         for port in term.ports:
             if port.value is Allocated.PARTIALS:
-                allocated[port.name] = _allocate(port.kind, spec, shape, is_batched, device)
-                values.append(allocated[port.name])
+                kind = _TRANSPOSED[port.kind] if is_swapped else port.kind
+                partials = _allocate(kind, spec, shape.swapped() if is_swapped else shape, is_batched, device)
+                allocated[port.name] = partials.mT if is_swapped else partials
+                values.append(partials)
             elif port.value is not None:
                 values.append(port.kernel_value())
     return tuple(values) or None, allocated
