@@ -10,11 +10,22 @@ lane % 4 and r lane / 4, per group of 8 columns:
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32
 
 from ..dsl.fast_math import select
+
+
+class BlockElement(NamedTuple):
+    """One of the eight elements of a 16 x 16 block that a thread holds: (row + 8 row_half, column + 8 col_half + parity), where
+    (row, column) is the first of them: row < 8, column < 8 and even, from the block's first."""
+
+    register: int
+    row_half: int
+    col_half: int
+    parity: int
 
 
 class MmaFragment:
@@ -44,6 +55,12 @@ class MmaFragment:
     def columns(elements: int) -> list[tuple[int, int]]:
         """Registers of the elements in one column, one entry per column."""
         return [(first + j, first + j + 2) for first in range(0, elements, 4) for j in range(2)]
+
+    @staticmethod
+    def blocks(elements: int) -> list[list[BlockElement]]:
+        """The thread's elements by 16 x 16 block, of which a fragment has a row; each block's first element first."""
+        places = [(row, col, parity) for col in range(2) for row in range(2) for parity in range(2)]
+        return [[BlockElement(first + v, *place) for v, place in enumerate(places)] for first in range(0, elements, 8)]
 
     @staticmethod
     def fold_rows(
