@@ -155,10 +155,12 @@ class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
     spec = None
-    is_batched = False
-    shape = GemmShape(0, 0, 0)
     a_bytes = b_bytes = d_bytes = 0
     device = -1
+
+    def __init__(self, request: GemmRequest):
+        self.shape = product_extents(request)
+        self.is_batched = request.out.dim() == 3
 
     def run(self, A: object, B: object, C: object, out: object, ports: object, arguments: object = None) -> None:
         """Leaves the empty output as it is."""
@@ -198,7 +200,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     """Validate, choose, compile or load. Raises ValueError, TypeError or UnsupportedGemm before any device work."""
     shape, base, swapped, copies = describe_request(request)
     if 0 in (shape.m, shape.n, shape.batch):
-        return EmptyPlan()
+        return EmptyPlan(request)
     device = device_of(request.A)
     base = replace(base, arch=device.arch)
     if swapped is not None:
