@@ -206,7 +206,7 @@ def gradients(
         assert x is not None, "x was not kept"
         dweight = weight_gradient(dy, x, wanted, layer)
     if wanted.bias is not None:
-        dbias = dy.sum(0, dtype=torch.float32)
+        dbias = dy.sum(0, dtype=torch.promote_types(dy.dtype, wanted.bias))  # added in fp32 at least, as torch does
         if layer.is_concat:
             dbias = dbias.view(dy.shape[1] // 2, 2).mT.flatten()
         dbias = dbias.to(wanted.bias)
@@ -229,8 +229,9 @@ def elementwise_gradient(dpostact: torch.Tensor, preact: torch.Tensor, activatio
         function = reference(activation)
         return function(x[:, 0::2], x[:, 1::2]) if isinstance(activation, GatedActivation) else function(x)
 
-    _, pull_back = torch.func.vjp(postact, preact.float())
-    (gradient,) = pull_back(dpostact.float())
+    dtype = torch.promote_types(preact.dtype, torch.float32)
+    pull_back = torch.func.vjp(postact, preact.to(dtype))[1]
+    (gradient,) = pull_back(dpostact.to(dtype))
     return gradient.to(preact.dtype)
 
 
@@ -246,7 +247,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor):
-        return *gradients(incoming(dy), *ctx.saved_tensors, ctx.wanted, ctx.layer), None
+        x, weight = ctx.saved_tensors
+        return *gradients(incoming(dy), x, weight, ctx.wanted, ctx.layer), None
 
 
 class _LinearAct(torch.autograd.Function):

@@ -450,7 +450,7 @@ REFUSED = {
         ValueError,
         r"x has shape \(3, 4\) and weight \(4, 5\): the last dimension of x must be in_features = 5",
     ),
-    "scalar x": (lambda: linear.linear_func(half(), half(4, 5)), ValueError, r"x has shape \(\)"),
+    "scalar x": (lambda: linear.linear_func(torch.tensor(1.0).bfloat16(), half(4, 5)), ValueError, r"x has shape \(\)"),
     "3-D weight": (lambda: linear.linear_func(half(3, 5), half(2, 4, 5)), ValueError, r"weight has shape \(2, 4, 5\)"),
     "bias extent": (
         lambda: linear.linear_func(half(3, 5), half(4, 5), half(5)),
