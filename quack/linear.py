@@ -25,18 +25,26 @@ Backward does only what `requires_grad` asks for, and cannot be differentiated a
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from .activation import Activation, GatedActivation
-from .activation_ref import reference
-from .gemm_activation import gemm_act, gemm_dact, gemm_dgated, gemm_gated
+from .gemm_activation import (
+    ActivationName,
+    AnyActivation,
+    activation_of,
+    apply_ref,
+    gemm_act,
+    gemm_dact,
+    gemm_dgated,
+    gemm_gated,
+)
 from .gemm_interface import gemm, gemm_add_inplace
 from .runtime.spec import UnsupportedGemm
 
-AnyActivation = Union[Activation, GatedActivation]
 Tensors = tuple[Optional[torch.Tensor], ...]
 OPERAND_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -57,15 +65,6 @@ class Layer(NamedTuple):
     def layout(self, *names: str) -> Optional[tuple[str, ...]]:
         """`concat_layout` of a GEMM in which these operands belong to the weight."""
         return names if self.is_concat else None
-
-
-def activation_of(name: Union[str, None, AnyActivation]) -> AnyActivation:
-    """The activation with this public name, gated or not. ValueError: names the legal ones."""
-    members: tuple[AnyActivation, ...] = (*Activation, *GatedActivation)
-    for member in members:
-        if name is member or name == member.value:
-            return member
-    raise ValueError(f"activation is {name!r}, expected one of " + ", ".join(repr(member.value) for member in members))
 
 
 def operand_dtype(x: torch.Tensor, **others: torch.Tensor) -> torch.dtype:
@@ -225,12 +224,8 @@ def weight_gradient(dy: torch.Tensor, x: torch.Tensor, wanted: Wanted, layer: La
 def elementwise_gradient(dpostact: torch.Tensor, preact: torch.Tensor, activation: AnyActivation) -> torch.Tensor:
     """d preact where no GEMM is at hand to do it on the way; plain torch in fp32."""
 
-    def postact(x: torch.Tensor) -> torch.Tensor:
-        function = reference(activation)
-        return function(x[:, 0::2], x[:, 1::2]) if isinstance(activation, GatedActivation) else function(x)
-
     dtype = torch.promote_types(preact.dtype, torch.float32)
-    pull_back = torch.func.vjp(postact, preact.to(dtype))[1]
+    pull_back = torch.func.vjp(partial(apply_ref, activation), preact.to(dtype))[1]
     (gradient,) = pull_back(dpostact.to(dtype))
     return gradient.to(preact.dtype)
 
@@ -337,7 +332,7 @@ def linear_func(
 def linear_act_func(
     x: torch.Tensor,
     weight: torch.Tensor,
-    activation: Union[str, None, AnyActivation],
+    activation: ActivationName,
     bias: Optional[torch.Tensor] = None,
     store_preact: bool = True,
     fuse_grad_accum: bool = False,
@@ -393,7 +388,7 @@ def act_linear_func(
     preact: torch.Tensor,
     weight: torch.Tensor,
     x: torch.Tensor,
-    activation: Union[str, None, AnyActivation],
+    activation: ActivationName,
     fuse_grad_accum: bool = False,
     tuned: bool = True,
     *,

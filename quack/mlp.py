@@ -6,14 +6,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .activation import GatedActivation
+from .gemm_activation import ActivationName, activation_of
 from .linear import (
-    AnyActivation,
     Layer,
     Linear,
     Tensors,
     Wanted,
     activation_gradient,
-    activation_of,
     as_operand,
     check_gated,
     check_projection,
@@ -93,7 +92,7 @@ def mlp_func(
     x: torch.Tensor,
     weight1: torch.Tensor,
     weight2: torch.Tensor,
-    activation: Union[str, None, AnyActivation],
+    activation: ActivationName,
     fuse_grad_accum: bool = False,
     tuned: bool = True,
     recompute: bool = False,
@@ -140,7 +139,7 @@ class MLP(torch.nn.Module):
         out_features: Optional[int] = None,
         bias1: bool = False,
         bias2: bool = False,
-        activation: Union[str, None, AnyActivation] = "gelu_tanh_approx",
+        activation: ActivationName = "gelu_tanh_approx",
         multiple_of: int = 1,
         device: Union[torch.device, str, None] = None,
         dtype: Optional[torch.dtype] = None,
