@@ -137,7 +137,7 @@ def unflat(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def as_operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """In the GEMM's dtype and with a contiguous dimension; the tensor itself where it is so already."""
-    tensor = tensor.detach().to(dtype)
+    tensor = tensor.to(dtype)
     spread = [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1]
     return tensor.contiguous() if spread and (1 not in spread or 0 in spread) else tensor
 
