@@ -430,6 +430,18 @@ def test_torch_compile_captures_one_graph(gemms: TorchGemms, form: str):
     assert_same_gradients(compiled, functions[form], used)
 
 
+def test_compiled_code_returns_gradients_that_eager_code_adds_in_place(gemms: TorchGemms):
+    x, weight = numbers(3, 4), numbers(5, 4)
+
+    def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return linear.linear_func(x, weight, fuse_grad_accum=True)
+
+    compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
+    for times, function in enumerate((compiled, compiled, project, compiled), 1):
+        function(x, weight).sum().backward()
+        torch.testing.assert_close(weight.grad, times * x.detach().sum(0).expand(5, 4))
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
