@@ -137,6 +137,8 @@ def unflat(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def as_operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """In the GEMM's dtype and with a contiguous dimension; the tensor itself where it is so already."""
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
     tensor = tensor.to(dtype)
     spread = [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1]
     return tensor.contiguous() if spread and (1 not in spread or 0 in spread) else tensor
