@@ -20,7 +20,6 @@ from .gemm_interface import _split_names, launch_with_epilogue
 from .gemm_port import PortKind
 from .runtime.concat import concat_names, interleaved
 from .runtime.epilogue import Port, Term
-from .runtime.operands import check_tensors
 from .runtime.plan import GemmRequest
 from .runtime.spec import UnsupportedGemm
 
@@ -207,7 +206,11 @@ def activation_of(name: ActivationName) -> AnyActivation:
 
 def product_shape(A: torch.Tensor, B: torch.Tensor, A_idx: Optional[torch.Tensor]) -> tuple[int, ...]:
     """The shape of A @ B, or of A[A_idx] @ B."""
-    check_tensors({"A": A, "B": B})
+    for name, tensor in (("A", A), ("B", B)):  # before anything else is, because their shapes make those of the outputs
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dim() not in (2, 3):
+            raise ValueError(f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected 2 or 3")
     rows = (A_idx.numel(),) if isinstance(A_idx, torch.Tensor) else A.shape[:-1]
     return (*rows, B.shape[-1])
 

@@ -13,6 +13,9 @@ VARLEN_K = "quack.varlen_adapter:VarlenKAdapter"
 GROUPED = "quack.grouped_adapter:GroupedAdapter"
 GATHER_M = "quack.gather_adapter:GatherMAdapter"
 GATHER_K = "quack.gather_adapter:GatherKAdapter"
+SYMMETRIC = "quack.symmetric_adapter:SymmetricAdapter"
+SYMMETRIC_COMMIT = "quack.symmetric_commit:SymmetricCommit"
+MIRROR = "quack.epilogue.mirror:Mirror"
 RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)
 
 
