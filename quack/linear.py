@@ -171,11 +171,16 @@ def project_and_activate(
 
 
 def activation_gradient(
-    dy: torch.Tensor, weight: torch.Tensor, preact: torch.Tensor, activation: AnyActivation, tuned: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(d preact, postact) where y = f(preact) @ weight^T: one GEMM, which computes postact again on the way."""
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    preact: torch.Tensor,
+    activation: AnyActivation,
+    tuned: bool,
+    store_postact: bool,
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """(d preact, postact) where y = f(preact) @ weight^T: one GEMM, which computes postact again on the way if it is wanted."""
     function = gemm_dgated if isinstance(activation, GatedActivation) else gemm_dact
-    return function(dy, weight, preact, activation=activation.value, tuned=tuned)
+    return function(dy, weight, preact, activation=activation.value, tuned=tuned, store_postact=store_postact)[:2]
 
 
 class Wanted(NamedTuple):
@@ -308,7 +313,8 @@ class _ActLinear(torch.autograd.Function):
         dy = incoming(dy)
         dpreact = None
         if preact is not None:
-            dpreact, x = activation_gradient(dy, weight, preact, ctx.activation, ctx.layer.tuned)
+            needs_weight = ctx.wanted.weight is not None
+            dpreact, x = activation_gradient(dy, weight, preact, ctx.activation, ctx.layer.tuned, needs_weight)
             dpreact = dpreact.to(ctx.preact_dtype)
         _, dweight, dbias = gradients(dy, x, None, ctx.wanted, ctx.layer)
         return dpreact, dweight, None, dbias, None, None

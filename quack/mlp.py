@@ -62,7 +62,8 @@ class _Mlp(torch.autograd.Function):
         if ctx.needs_preact:
             if preact is None:
                 preact = project(x, weight1, bias1, first)
-            dpreact, postact = activation_gradient(dy, weight2, preact, first.activation, first.tuned)
+            needs_postact = ctx.wanted2.weight is not None
+            dpreact, postact = activation_gradient(dy, weight2, preact, first.activation, first.tuned, needs_postact)
             of_first = gradients(dpreact, x, weight1, ctx.wanted1, first)
         elif ctx.wanted2.weight is not None and postact is None:
             _, postact = project_and_activate(x, weight1, bias1, first, store_preact=False)

@@ -43,9 +43,9 @@ class TorchGemms:
         preact = self._product("act", A, B, bias, A.dtype, concat_layout or ())
         return preact if store_preact else None, activate(activation, preact)
 
-    def gemm_dact(self, A, B, PreAct, activation=None, tuned=True):
+    def gemm_dact(self, A, B, PreAct, activation=None, tuned=True, store_postact=True):
         postact, pull_back = torch.func.vjp(lambda p: activate(activation, p), PreAct)
-        return pull_back(self._product("dact", A, B, None, A.dtype, ()))[0], postact
+        return pull_back(self._product("dact", A, B, None, A.dtype, ()))[0], postact if store_postact else None
 
     def _product(self, kind, A, B, bias, dtype, names) -> torch.Tensor:
         if not torch.compiler.is_compiling():  # which allows no side effects
