@@ -12,7 +12,7 @@ all before anything is launched or written. M, N or L = 0 returns the empty outp
 
 import importlib
 from dataclasses import replace
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -34,6 +34,7 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
+from .runtime.user_epilogue import refuse_compiling, user_call
 
 Scalar = Union[float, torch.Tensor]
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
@@ -111,7 +112,7 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        len(request.leading), tuple(term.signature() for term in terms),
+        request.plan, len(request.leading), tuple(term.signature() for term in terms),
         None if request.A.is_cuda else emulation_key(),
     )  # fmt: skip
     plan = _plans.get(key)
@@ -124,6 +125,12 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     ports, partials = port_values(request.terms, plan.spec, plan.shape, plan.is_batched, request.A.device)
     plan.run(request.A, request.B, request.used_c, request.out, ports, request.problem_arguments)
     return partials
+
+
+def launch_with_user_epilogue(request: GemmRequest, epilogue: Any, commit: Optional[type]) -> Any:
+    """A call with what the user defined: D, or (D, extra outputs)."""
+    call = user_call(request, epilogue, commit)
+    return call.results(launch_with_epilogue(call.request))
 
 
 def check_values(request: GemmRequest) -> None:
@@ -315,7 +322,9 @@ def gemm(
     split_k_mode: Optional[object] = None,
     *,
     fast_accum: bool = False,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
 
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
@@ -334,6 +343,9 @@ def gemm(
     holds [first half; second half], meant as 0, n/2, 1, n/2 + 1, ... So a gated layer's W1 (2I, K) is B = W1.mT with
     concat_layout=("B",): columns 2j and 2j + 1 of out are the gate and the up projection. No copy is made. That dimension
     is even; names of operands that the call does not have mean nothing.
+    epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
+    these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
+    *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Neither works inside torch.compile.
     Not built yet and refused: split-K, stochastic rounding.
     """
     if split_k != 1 or rounding_mode:
@@ -344,6 +356,13 @@ def gemm(
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        refuse_compiling()
+        request = GemmRequest(
+            A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+            concat_layout, batch_idx_permute,
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit)
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
         _gemm_op(
@@ -373,13 +392,16 @@ def gemm_add(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
 
     cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     concat_layout: as in `gemm`; in place it names both C and out, or neither.
+    epilogue, commit: as in `gemm`, behind beta * C. A mixin with `needs_c` reads C itself; then nothing adds it.
     """
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
@@ -390,6 +412,12 @@ def gemm_add(
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     else:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        refuse_compiling()
+        request = GemmRequest(
+            A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit)
     if torch.compiler.is_compiling():
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
@@ -501,8 +529,13 @@ class _Tuned:
         sr_seed: int = 0,
         concat_layout: Optional[tuple[str, ...]] = None,
         fast_accum: bool = False,
-    ) -> None:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout."""
+        epilogue: Optional[Any] = None,
+        commit: Optional[type] = None,
+    ) -> Any:
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout.
+
+        Returns None; with epilogue or commit what `gemm` returns.
+        """
         _refuse_unbuilt(rounding_mode=rounding_mode or None)
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -512,6 +545,13 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
+        if epilogue is not None or commit is not None:
+            refuse_compiling()
+            request = GemmRequest(
+                A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+                concat_layout, batch_idx_permute,
+            )  # fmt: skip
+            return launch_with_user_epilogue(request, epilogue, commit)
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
             A_idx, concat_layout, batch_idx_permute,

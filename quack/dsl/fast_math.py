@@ -42,3 +42,18 @@ def absolute(x: Float32) -> Float32:
 def select(condition: Boolean, if_true: float, if_false: float) -> Float32:
     """selp.f32, where `a if c else b` would be a branch to the tracer."""
     return Float32(cutlass.select_(condition, Float32(if_true), Float32(if_false)))
+
+
+def log2(x: Float32) -> Float32:
+    """lg2.approx.ftz.f32: absolute error at most 2^-22 for x in [1/2, 2], else relative 2^-22; subnormals count as 0."""
+    return Float32(cute.math.log2(x, approx=True, ftz=True))
+
+
+def rsqrt(x: Float32) -> Float32:
+    """rsqrt.approx.ftz.f32: relative error at most 2^-22.9; inf for subnormals."""
+    return Float32(cute.math.rsqrt(x, approx=True, ftz=True))
+
+
+def sqrt(x: Float32) -> Float32:
+    """sqrt.approx.ftz.f32: relative error at most 2^-22; 0 for subnormals."""
+    return Float32(cute.math.sqrt(x, approx=True, ftz=True))
