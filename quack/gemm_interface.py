@@ -34,9 +34,10 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
-from .runtime.user_epilogue import refuse_compiling, user_call
+from .runtime.user_epilogue import user_call
 
 Scalar = Union[float, torch.Tensor]
+COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
 _plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
@@ -128,7 +129,9 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
 
 
 def launch_with_user_epilogue(request: GemmRequest, epilogue: Any, commit: Optional[type]) -> Any:
-    """A call with what the user defined: D, or (D, extra outputs)."""
+    """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit)
     call = user_call(request, epilogue, commit)
     return call.results(launch_with_epilogue(call.request))
 
@@ -345,7 +348,7 @@ def gemm(
     is even; names of operands that the call does not have mean nothing.
     epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
     these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
-    *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Neither works inside torch.compile.
+    *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
     Not built yet and refused: split-K, stochastic rounding.
     """
     if split_k != 1 or rounding_mode:
@@ -357,7 +360,6 @@ def gemm(
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
     if epilogue is not None or commit is not None:
-        refuse_compiling()
         request = GemmRequest(
             A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
             concat_layout, batch_idx_permute,
@@ -413,7 +415,6 @@ def gemm_add(
     else:
         _check_out_dtype(out, out_dtype)
     if epilogue is not None or commit is not None:
-        refuse_compiling()
         request = GemmRequest(
             A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout
         )  # fmt: skip
@@ -546,7 +547,6 @@ class _Tuned:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
         if epilogue is not None or commit is not None:
-            refuse_compiling()
             request = GemmRequest(
                 A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
                 concat_layout, batch_idx_permute,

@@ -13,7 +13,6 @@ from ..gemm_port import PortKind
 from .epilogue import Allocated, Port, Term
 from .plan import GemmRequest
 from .pointwise import PointwiseEpilogue, PointwiseFactory, pointwise
-from .spec import UnsupportedGemm
 from .user_code import Content, check_static, content_of, register, typed_repr
 
 PROTOCOL, PLAN = "quack.epilogue.protocol", "quack.gemm_epilogue_plan"
@@ -158,12 +157,3 @@ def _plan_name(commit: Any) -> str:
 def _base(module: str, name: str) -> Optional[type]:
     """A class of the device side; None before anything imported it, for then nothing derives from it."""
     return getattr(sys.modules.get(module), name, None)
-
-
-def refuse_compiling() -> None:
-    """A mixin instance cannot be an argument of the opaque op that stands for a GEMM in a compiled graph."""
-    if torch.compiler.is_compiling():
-        raise UnsupportedGemm(
-            "epilogue= and commit= have no form inside torch.compile",
-            "the call in a function decorated @torch.compiler.disable",
-        )
