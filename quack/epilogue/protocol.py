@@ -31,6 +31,7 @@ A port annotated `Optional[...]` may be None on the host, and is None in the ker
 """
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -198,7 +199,7 @@ class EpilogueMixin:
     @classmethod
     def optional_ports(cls) -> frozenset[str]:
         """The ports annotated `Optional[...]`."""
-        return frozenset(name for name, hint in _hints(cls).items() if _port_type(hint) is not _required_type(hint))
+        return _optional(cls)
 
     def begin(self, ctx: "EpilogueContext") -> Any:
         """Once per tile. Returns the mixin's state."""
@@ -220,9 +221,15 @@ def _hints(cls: type) -> dict[str, Any]:
     return found
 
 
+@functools.lru_cache(maxsize=1024)
 def _annotations(cls: type) -> dict[str, Any]:
     """Fields of a mixin with their port types; `Optional[Port]` counts as the port."""
     return {name: _port_type(hint) for name, hint in _hints(cls).items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _optional(cls: type) -> frozenset[str]:
+    return frozenset(name for name, hint in _hints(cls).items() if _port_type(hint) is not _required_type(hint))
 
 
 def _required_type(hint: Any) -> Any:

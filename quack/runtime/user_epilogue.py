@@ -45,9 +45,8 @@ def user_call(request: GemmRequest, epilogue: Any, commit: Optional[type]) -> Us
         term = _term(one, f"epilogue[{i}]." if len(epilogues) > 1 else "", request)
         terms.append(term)
         outputs += [port.name for port in term.ports if port.kind.is_output and port.value is not None]
-    if commit is not None:
-        request = replace(request, plan=_plan_name(commit))
-    return UserCall(replace(request, epilogue=(*request.epilogue, *terms)), tuple(outputs))
+    plan = request.plan if commit is None else _plan_name(commit)
+    return UserCall(replace(request, epilogue=(*request.epilogue, *terms), plan=plan), tuple(outputs))
 
 
 def _term(epilogue: Any, prefix: str, request: GemmRequest) -> Term:
