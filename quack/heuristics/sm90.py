@@ -17,7 +17,7 @@ from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
 MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
-L2_BYTES_PER_NS = 70.0  # one SM, sustained, after multicast
+L2_BYTES_PER_NS = 74.0  # one SM, sustained, after multicast
 HBM_BYTES_PER_NS = 4100.0  # whole device
 STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
 TILE_START_NS = 700.0  # pipeline fill of a tile
@@ -25,9 +25,12 @@ LAUNCH_NS = 2500.0
 
 # (tile_m, tile_n, pingpong) and the share of the MMA rate its mainloop reaches.
 TILES_16BIT = {
-    (128, 256, False): 1.00,
-    (256, 128, False): 0.99,
+    (128, 256, False): 0.99,
+    (256, 128, False): 0.98,
     (128, 192, True): 0.985,
+    (128, 176, True): 0.985,
+    (128, 160, True): 0.985,
+    (128, 144, True): 0.975,
     (128, 192, False): 0.97,
     (128, 128, True): 0.98,
     (64, 256, True): 0.92,
