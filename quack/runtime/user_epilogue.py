@@ -13,6 +13,7 @@ from ..gemm_port import PortKind
 from .epilogue import Allocated, Port, Term
 from .plan import GemmRequest
 from .pointwise import PointwiseEpilogue, PointwiseFactory, pointwise
+from .spec import UnsupportedGemm
 from .user_code import Content, check_static, content_of, register, typed_repr
 
 PROTOCOL, PLAN = "quack.epilogue.protocol", "quack.gemm_epilogue_plan"
@@ -47,6 +48,24 @@ def user_call(request: GemmRequest, epilogue: Any, commit: Optional[type]) -> Us
         outputs += [port.name for port in term.ports if port.kind.is_output and port.value is not None]
     plan = request.plan if commit is None else _plan_name(commit)
     return UserCall(replace(request, epilogue=(*request.epilogue, *terms), plan=plan), tuple(outputs))
+
+
+def grouped_terms(epilogue: Any, request: GemmRequest) -> tuple[Term, ...]:
+    """The terms that all problems of a grouped call share. request: one of them."""
+    terms = user_call(request, epilogue, None).request.epilogue
+    for term in terms:
+        if term.swapped is None:
+            raise UnsupportedGemm(
+                "a grouped call takes pointwise epilogues only, and this one does not say is_pointwise = True",
+                "one call per problem",
+            )
+        for port in term.ports:
+            if port.value is not None and port.kind not in (PortKind.SCALAR, PortKind.INTEGER):
+                raise UnsupportedGemm(
+                    f"{port.name} is a {port.kind.value}, but the problems of a grouped call share their ports: Scalar, Integer",
+                    "one call per problem",
+                )
+    return terms
 
 
 def _term(epilogue: Any, prefix: str, request: GemmRequest) -> Term:
