@@ -36,6 +36,8 @@ _HOST_ONLY = {
     "__getnewargs__", "__new__", "_make", "_replace", "_asdict", "__abstractmethods__", "_abc_impl",
     "__getstate__", "__setstate__", "__type_params__",
 }  # fmt: skip
+# Of a code object's flags those that say how it is called; not where it was written (CO_NESTED).
+_FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _ENTER_GLOBAL, _ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
 
 
@@ -130,7 +132,9 @@ def typed_repr(value: Any) -> str:
     """Tells 1, 1.0 and True apart, which are equal, and 0.0 and -0.0."""
     if isinstance(value, tuple):
         return f"({', '.join(map(typed_repr, value))})"
-    return f"{type(value).__qualname__}:{value!r}"
+    if isinstance(value, enum.Enum):
+        return f"{content_of(type(value)).digest}:{value!r}"
+    return f"{type(value).__name__}:{value!r}"
 
 
 def _advice(value: object) -> str:
@@ -261,7 +265,7 @@ class _Reader:
     def code(self, code: types.CodeType, where: str) -> tuple:
         arguments = code.co_argcount + code.co_kwonlyargcount
         return (
-            "code", code.co_code, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
+            "code", code.co_code, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS,
             code.co_varnames[:arguments], code.co_names, tuple(self.key(c, where) for c in code.co_consts),
             getattr(code, "co_exceptiontable", b""),
         )  # fmt: skip
