@@ -235,7 +235,9 @@ def check_reduction(kind: str, got: Optional[torch.Tensor], expected: Reference,
     exact, bound = reduced[kind]()
     assert got.shape == exact.shape, f"{tuple(got.shape)} instead of {tuple(exact.shape)}"
     worse = ~((got.double() - exact).abs() <= bound)  # NaN is worse, too
-    assert not worse.any(), f"{kind}: {int(worse.sum())} of {worse.numel()} wrong, first at {worse.nonzero()[0].tolist()}"
+    assert not worse.any(), (
+        f"{kind}: {int(worse.sum())} of {worse.numel()} wrong, first at {worse.nonzero()[0].tolist()}"
+    )
 
 
 def check_rstd(got: Optional[torch.Tensor], expected: Reference, acc: float) -> None:

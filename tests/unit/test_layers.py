@@ -23,6 +23,7 @@ LAYERS = {
     "quack.cute_dtype": 1,
     "quack.activation": 1,
     "quack.cute_activation": 1,
+    "quack.ops": 1,
     "quack.rounding": 1,
     "quack.reduction": 1,
     "quack.split_k": 1,
