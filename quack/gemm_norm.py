@@ -305,7 +305,9 @@ def gemm_norm_act_ref(
         product = product + (interleaved("C", C) if "C" in names else C).to(product.dtype)
     kind = parse_activation(activation)
     function = reference(kind)
-    result = function(product[..., 0::2], product[..., 1::2]) if isinstance(kind, GatedActivation) else function(product)
+    result = (
+        function(product[..., 0::2], product[..., 1::2]) if isinstance(kind, GatedActivation) else function(product)
+    )
     preact = None
     if store_preact or preact_out is not None:
         preact = _store_ref(product, preact_out, out_dtype or _default_dtype(A))
