@@ -54,8 +54,8 @@ class GatedActivation(enum.Enum):
     GLU = "glu"
 
     @classmethod
-    def of(cls, name: Union[str, "GatedActivation"]) -> "GatedActivation":
-        """The member with this public name, or the member itself. ValueError: names the legal ones."""
+    def of(cls, name: Union[str, None, Activation, "GatedActivation"]) -> "GatedActivation":
+        """The member with this public name, or the member itself. ValueError for any other: names the legal ones."""
         return _parse(cls, name)
 
 

@@ -12,7 +12,7 @@ all before anything is launched or written. M, N or L = 0 returns the empty outp
 
 import importlib
 from dataclasses import replace
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -36,8 +36,10 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
+from .runtime.user_epilogue import user_call
 
 Scalar = Union[float, torch.Tensor]
+COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
 _plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
@@ -118,7 +120,7 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        len(request.leading), tuple(term.signature() for term in terms),
+        request.plan, len(request.leading), tuple(term.signature() for term in terms),
         None if request.A.is_cuda else emulation_key(),
     )  # fmt: skip
     plan = _plans.get(key)
@@ -150,9 +152,21 @@ def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor
         raise ValueError(f"rounding_mode is {rounding_mode!r}, expected one of {legal}") from None
     if isinstance(out, torch.Tensor) and out.dtype is not torch.bfloat16:
         raise UnsupportedGemm(
-            f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}", "a bf16 out, or RoundingMode.RN"
+            f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}",
+            "a bf16 out, or RoundingMode.RN",
         )
     return (Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed"),)
+
+
+def launch_with_user_epilogue(
+    request: GemmRequest, epilogue: Any, commit: Optional[type], rounding: tuple[Term, ...] = ()
+) -> Any:
+    """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit, rounding)
+    call = user_call(request, epilogue, commit)
+    rounded = replace(call.request, epilogue=(*call.request.epilogue, *rounding))
+    return call.results(launch_with_epilogue(rounded))
 
 
 def check_values(request: GemmRequest) -> None:
@@ -349,7 +363,9 @@ def gemm(
     split_k_mode: Optional[object] = None,
     *,
     fast_accum: bool = False,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
 
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
@@ -371,6 +387,9 @@ def gemm(
     rounding_mode: `RoundingMode.RS` rounds to a bf16 out stochastically, so that the expected value is exact. The random bits
     depend on sr_seed (an int in [0, 2^31)), problem, row and column alone: equal seeds give equal bits in every
     configuration, so take another for every step of a training run. None and RN round to nearest.
+    epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
+    these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
+    *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
     Not built yet and refused: split-K.
     """
     if split_k != 1:
@@ -381,6 +400,12 @@ def gemm(
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        request = GemmRequest(
+            A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+            concat_layout, batch_idx_permute,
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
         _gemm_op(
@@ -411,13 +436,16 @@ def gemm_add(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
 
     cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     concat_layout: as in `gemm`; in place it names both C and out, or neither.
+    epilogue, commit: as in `gemm`, behind beta * C. A mixin with `needs_c` reads C itself; then nothing adds it.
     """
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
@@ -428,6 +456,11 @@ def gemm_add(
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     else:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        request = GemmRequest(
+            A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit)
     if torch.compiler.is_compiling():
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
@@ -539,8 +572,13 @@ class _Tuned:
         sr_seed: int = 0,
         concat_layout: Optional[tuple[str, ...]] = None,
         fast_accum: bool = False,
-    ) -> None:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`."""
+        epilogue: Optional[Any] = None,
+        commit: Optional[type] = None,
+    ) -> Any:
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
+
+        Returns None; with epilogue or commit what `gemm` returns.
+        """
         if concat_layout is not None:
             concat_layout = concat_names(
                 (*concat_layout, "C") if add_to_output and "out" in concat_layout else concat_layout
@@ -549,6 +587,12 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
+        if epilogue is not None or commit is not None:
+            request = GemmRequest(
+                A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+                concat_layout, batch_idx_permute,
+            )  # fmt: skip
+            return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
             A_idx, concat_layout, batch_idx_permute, rounding_terms(rounding_mode, sr_seed, out),

@@ -205,10 +205,12 @@ def gemm_norm_act_out(
 
 
 def parse_activation(name: Union[str, AnyActivation, None]) -> AnyActivation:
-    """The activation of that name, plain or gated."""
-    if isinstance(name, GatedActivation) or name in [member.value for member in GatedActivation]:
-        return GatedActivation.of(name)
-    return Activation.of(name)
+    """The activation of that name, plain or gated. ValueError: names the legal ones."""
+    for kind in (Activation, GatedActivation):
+        if isinstance(name, kind) or any(name == member.value for member in kind):
+            return kind.of(name)
+    legal = ", ".join(repr(member.value) for member in (*Activation, *GatedActivation))
+    raise ValueError(f"activation is {name!r}, expected one of {legal}")
 
 
 def _input_names(concat_layout: Optional[tuple[str, ...]]) -> tuple[str, ...]:

@@ -52,3 +52,13 @@ def multiply_add(x: Float32, y: float, z: Float32) -> Float32:
 def select(condition: Boolean, if_true: float, if_false: float) -> Float32:
     """selp.f32, where `a if c else b` would be a branch to the tracer."""
     return Float32(cutlass.select_(condition, Float32(if_true), Float32(if_false)))
+
+
+def rsqrt(x: Float32) -> Float32:
+    """rsqrt.approx.ftz.f32: relative error at most 2^-22.9; inf for subnormals."""
+    return Float32(cute.math.rsqrt(x, approx=True, ftz=True))
+
+
+def sqrt(x: Float32) -> Float32:
+    """sqrt.approx.ftz.f32: relative error at most 2^-22; 0 for subnormals."""
+    return Float32(cute.math.sqrt(x, approx=True, ftz=True))

@@ -17,7 +17,7 @@ from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
 MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
-L2_BYTES_PER_NS = 70.0  # one SM, sustained, after multicast
+L2_BYTES_PER_NS = 74.0  # one SM, sustained, after multicast
 HBM_BYTES_PER_NS = 4100.0  # whole device
 STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
 TILE_START_NS = 700.0  # pipeline fill of a tile
@@ -25,9 +25,12 @@ LAUNCH_NS = 2500.0
 
 # (tile_m, tile_n, pingpong) and the share of the MMA rate its mainloop reaches.
 TILES_16BIT = {
-    (128, 256, False): 1.00,
-    (256, 128, False): 0.99,
+    (128, 256, False): 0.99,
+    (256, 128, False): 0.98,
     (128, 192, True): 0.985,
+    (128, 176, True): 0.985,
+    (128, 160, True): 0.985,
+    (128, 144, True): 0.975,
     (128, 192, False): 0.97,
     (128, 128, True): 0.98,
     (64, 256, True): 0.92,
@@ -68,6 +71,7 @@ RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take th
 RAGGED_WIDE = 1.02  # the same for tiles of more than 128 columns: the power limit hits them harder
 GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
 GATHER_BYTES_PER_NS = 24.0  # of A, one SM: what the copying warps reach beside the multiplication
+GROUPED_SWAP = 1.6  # measured, not understood: how much longer 64 problems of 64 to 4096 take as D^T
 GROUPED_L2_BYTES_PER_NS = 60.0  # as L2_BYTES_PER_NS where neighbouring tiles often belong to different problems
 
 
@@ -179,7 +183,9 @@ def choose_grouped(
         return choose(base, largest, sms, swapped)
 
     def grouped_ns(spec: GemmSpec) -> float:
-        return predict_grouped_ns(spec, [s.swapped() if spec.config.swap_ab else s for s in shapes], sms)
+        if spec.config.swap_ab:
+            return GROUPED_SWAP * predict_grouped_ns(spec, [s.swapped() for s in shapes], sms)
+        return predict_grouped_ns(spec, shapes, sms)
 
     return min(choices, key=grouped_ns)
 
@@ -187,13 +193,16 @@ def choose_grouped(
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
     """Modelled run time of one launch whose clusters draw tiles, longest K first."""
     config = spec.config
+    narrow = resources(spec.operands, config, spec.fast_accum, spec.epilogue).narrow_columns if spec.fast_accum else ()
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
         tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
-        full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
-        last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
-        tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
-        works += (full_rows + last_row) * config.cluster_m * tiles_n * tile
+        rows, rest_m = divmod(shape.m, config.tile_m * config.cluster_m)
+        last_row = 0.0 if rest_m == 0 else 0.5 if rest_m <= config.tile_m // 2 else 1.0  # short tiles multiply half
+        columns, rest_n = divmod(shape.n, config.tile_n * config.cluster_n)
+        fitting = [width for width in (*narrow, config.tile_n) if width >= min(rest_n, config.tile_n)]
+        last_column = 0.0 if rest_n == 0 else fitting[0] / config.tile_n
+        works += (rows + last_row) * config.cluster_m * (columns + last_column) * config.cluster_n * tile
         longest = max(longest, tile)
         moved += bytes_moved(spec, shape)
     return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)

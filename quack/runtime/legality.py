@@ -15,7 +15,8 @@ from ..sm90.resources import (
     SIDE_REGISTERS,
     resources,
 )
-from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, GemmSpec, UnsupportedGemm
+from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
+from .symmetric_rules import symmetric_refusals
 
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
@@ -57,7 +58,7 @@ def legality(spec: GemmSpec) -> Legality:
 def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     """What ragged problems ask of layouts and schedules."""
     operands, config = spec.operands, spec.config
-    if spec.adapter == DENSE:
+    if spec.adapter in (DENSE, SYMMETRIC):
         return
     if spec.adapter == GROUPED:
         if not config.is_persistent:
@@ -154,6 +155,7 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
 
 
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
+    yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
     yield from _adapter_refusals(spec)
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)
@@ -234,10 +236,11 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
     kinds = [port.kind for port in present_ports(spec.epilogue)]
+    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or PortKind.TILE_INPUT in kinds
     reserved = EPILOGUE_REGISTERS
-    if spec.operands.c is not None or not spec.operands.d.is_tma or PortKind.TILE_INPUT in kinds:
+    if has_side_access or has_user_code(spec):  # what a user's mixin holds in registers is unknown: reserve as for C
         partials = sum(kind in (PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS) for kind in kinds)
-        reserved = SIDE_REGISTERS + PARTIAL_REGISTERS * partials
+        reserved = SIDE_REGISTERS + (PARTIAL_REGISTERS * partials if has_side_access else 0)
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     reserved += max((MIXIN_REGISTERS.get(op.mixin, 0) for op in spec.epilogue), default=0)
@@ -256,6 +259,11 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def has_user_code(spec: GemmSpec) -> bool:
+    """Whether a mixin or the commit policy is a user's."""
+    return any(is_user_code(name) for name in (spec.plan, *(op.mixin for op in spec.epilogue)))
 
 
 def _has_scattered_columns(spec: GemmSpec) -> bool:
