@@ -15,8 +15,8 @@ import torch
 import quack
 import quack.runtime.epilogue as host_epilogue
 from quack.activation_ref import reference as activation_reference
+from quack.gemm_activation import activation_of
 from quack.gemm_config import GemmConfig
-from quack.gemm_norm import parse_activation
 from quack.gemm_reduce import gemm_reduce
 from quack.rounding import RoundingMode
 from tests.cases import DTYPES, Case, View, make_view, poison
@@ -253,7 +253,7 @@ def check_rstd(got: Optional[torch.Tensor], expected: Reference, acc: float) -> 
 def check_activation(t: NormOperands, expected: Reference) -> None:
     """Activations have relative and absolute errors of at most 2^-10 (`cute_activation`), plus one rounding."""
     x, size = expected
-    function = activation_reference(parse_activation(t.case.activation))
+    function = activation_reference(activation_of(t.case.activation))
     exact = function(x[..., 0::2], x[..., 1::2]) if t.case.is_gated else function(x)
     got = t.out.tensor.double()
     unit = {"bf16": 2**-8, "fp16": 2**-11, "fp32": 2**-24}[t.case.out]
