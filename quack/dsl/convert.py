@@ -51,10 +51,9 @@ def unpack_pair(word: Float32, dtype: Any) -> tuple[Float32, Float32]:
     bits = as_bits(word)
     if dtype is BFloat16:
         return as_float(bits << 16), as_float(bits & HIGH_HALF)
-    none = llvm.IntegerOverflowFlags.none
-    halves = [llvm.trunc(T.i16(), part.ir_value(), none) for part in (bits, bits >> 16)]
-    low, high = (dtype(llvm.bitcast(dtype.mlir_type, half)).to(Float32) for half in halves)
-    return low, high
+    halves = cute.make_rmem_tensor(2, dtype)  # the other way round, one word has stride 0, and so have its halves
+    cute.recast_tensor(halves, Int32)[0] = bits
+    return halves[0].to(Float32), halves[1].to(Float32)
 
 
 def pack_pair(low: Float32, high: Float32, dtype: Any) -> Float32:
