@@ -56,18 +56,33 @@ _EXPORTS = {
     "quack.mlp": ("MLP",),
     "quack.gemm_config": ("GemmConfig",),
     "quack.runtime.spec": ("UnsupportedGemm",),
-    "quack.epilogue.protocol": ("EpilogueMixin",),
+    "quack.runtime.pointwise": ("pointwise",),
+    "quack.epilogue.protocol": (
+        "EpilogueMixin",
+        "EpilogueContext",
+        "EpilogueFragment",
+        "Scalar",
+        "Integer",
+        "RowVector",
+        "ColVector",
+        "TileInput",
+        "TileOutput",
+        "RowPartials",
+        "ColPartials",
+    ),
     "quack.gemm_problem_adapter": ("ProblemAdapter",),
-    "quack.gemm_epilogue_plan": ("EpiloguePlan",),
+    "quack.gemm_epilogue_plan": ("EpiloguePlan", "DefaultCommit"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", "emulator", *_HOME]
+_MODULES = ("emulator", "ops")
+
+__all__ = ["__version__", *_MODULES, *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "emulator":
-        return importlib.import_module("quack.emulator")
+    if name in _MODULES:
+        return importlib.import_module(f"quack.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'quack' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -1,11 +1,13 @@
 """The one place where mixins become a class."""
 
 import functools
+from collections.abc import Callable
 
-from .epilogue.protocol import EpilogueMixin
+from .epilogue.pointwise import FIELD, Pointwise
+from .epilogue.protocol import PORT_TYPES, EpilogueMixin
 from .gemm_base import GemmBase
 from .gemm_epilogue_plan import EpiloguePlan
-from .gemm_port import ArgumentKind
+from .gemm_port import ArgumentKind, PortKind
 from .gemm_problem_adapter import ProblemAdapter
 from .problem_order import PermutedProblems
 
@@ -30,3 +32,10 @@ def permuted(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
     """The adapter with its problems worked through in the order of one more argument (`batch_idx_permute`)."""
     arguments = adapter.arguments | {"batch_idx_permute": ArgumentKind.INT32_VECTOR}
     return type(f"Permuted{adapter.__name__}", (PermutedProblems, adapter), {"arguments": arguments})
+
+
+def pointwise(function: Callable, kinds: tuple[tuple[str, PortKind], ...]) -> type[EpilogueMixin]:
+    """The mixin that applies a function to every element; kinds: of its parameters after the accumulator, in order."""
+    types = {port.kind: port for port in PORT_TYPES}
+    ports = {FIELD + name: types[kind] for name, kind in kinds}
+    return type("Pointwise", (Pointwise,), {"__annotations__": ports, "function": staticmethod(function)})

@@ -12,17 +12,19 @@ all before anything is launched or written. M, N or L = 0 returns the empty outp
 
 import importlib
 from dataclasses import replace
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
 import quack
 
 from .gemm_config import GemmConfig
+from .gemm_port import PortKind
 from .heuristics import sm90
+from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
 from .runtime.device import device_of, emulation_key
-from .runtime.epilogue import port_values
+from .runtime.epilogue import Port, Term, port_values
 from .runtime.plan import (
     EmptyPlan,
     GemmPlan,
@@ -34,8 +36,10 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
+from .runtime.user_epilogue import user_call
 
 Scalar = Union[float, torch.Tensor]
+COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
 _plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
@@ -57,9 +61,14 @@ def _launch(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: Optional[tuple[str, ...]] = None,
     batch_idx_permute: Optional[torch.Tensor] = None,
+    epilogue: tuple[Term, ...] = (),
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
     special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute)
+    if epilogue:
+        base = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
+        launch_with_epilogue(replace(base, epilogue=epilogue))
+        return
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -111,7 +120,7 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        len(request.leading), tuple(term.signature() for term in terms),
+        request.plan, len(request.leading), tuple(term.signature() for term in terms),
         None if request.A.is_cuda else emulation_key(),
     )  # fmt: skip
     plan = _plans.get(key)
@@ -124,6 +133,40 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     ports, partials = port_values(request.terms, plan.spec, plan.shape, plan.is_batched, request.A.device)
     plan.run(request.A, request.B, request.used_c, request.out, ports, request.problem_arguments)
     return partials
+
+
+_ROUNDING = "quack.epilogue.rounding:RoundStochastically"
+
+
+def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor) -> tuple[Term, ...]:
+    """The mixin that rounds to `out` as `rounding_mode` says; none for rounding to nearest, which is what stores do.
+
+    ValueError: no such mode; UnsupportedGemm: out is not bf16.
+    """
+    if rounding_mode is None or rounding_mode == RoundingMode.RN:
+        return ()
+    try:
+        RoundingMode(rounding_mode)
+    except ValueError:
+        legal = ", ".join(f"RoundingMode.{mode.name} ({mode.value})" for mode in RoundingMode)
+        raise ValueError(f"rounding_mode is {rounding_mode!r}, expected one of {legal}") from None
+    if isinstance(out, torch.Tensor) and out.dtype is not torch.bfloat16:
+        raise UnsupportedGemm(
+            f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}",
+            "a bf16 out, or RoundingMode.RN",
+        )
+    return (Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed"),)
+
+
+def launch_with_user_epilogue(
+    request: GemmRequest, epilogue: Any, commit: Optional[type], rounding: tuple[Term, ...] = ()
+) -> Any:
+    """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit, rounding)
+    call = user_call(request, epilogue, commit)
+    rounded = replace(call.request, epilogue=(*call.request.epilogue, *rounding))
+    return call.results(launch_with_epilogue(rounded))
 
 
 def check_values(request: GemmRequest) -> None:
@@ -209,6 +252,8 @@ def _gemm_op(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
     batch_idx_permute: Optional[torch.Tensor] = None,
+    rounding_mode: int = 0,
+    sr_seed: int = 0,
 ) -> None:
     _launch(
         A,
@@ -226,6 +271,7 @@ def _gemm_op(
         A_idx,
         _split_names(concat_layout),
         batch_idx_permute,
+        rounding_terms(rounding_mode, sr_seed, out),
     )
 
 
@@ -247,6 +293,8 @@ def _(
     A_idx=None,
     concat_layout="",
     batch_idx_permute=None,
+    rounding_mode=0,
+    sr_seed=0,
 ):
     return None
 
@@ -315,7 +363,9 @@ def gemm(
     split_k_mode: Optional[object] = None,
     *,
     fast_accum: bool = False,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + bias. Returns `out`, allocated if not given.
 
     fast_accum: fp8 only. True keeps sums inside the tensor cores (about 14 mantissa bits), False, as in
@@ -334,26 +384,39 @@ def gemm(
     holds [first half; second half], meant as 0, n/2, 1, n/2 + 1, ... So a gated layer's W1 (2I, K) is B = W1.mT with
     concat_layout=("B",): columns 2j and 2j + 1 of out are the gate and the up projection. No copy is made. That dimension
     is even; names of operands that the call does not have mean nothing.
-    Not built yet and refused: split-K, stochastic rounding.
+    rounding_mode: `RoundingMode.RS` rounds to a bf16 out stochastically, so that the expected value is exact. The random bits
+    depend on sr_seed (an int in [0, 2^31)), problem, row and column alone: equal seeds give equal bits in every
+    configuration, so take another for every step of a training run. None and RN round to nearest.
+    epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
+    these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
+    *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
+    Not built yet and refused: split-K.
     """
-    if split_k != 1 or rounding_mode:
-        _refuse_unbuilt(split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None)
+    if split_k != 1:
+        _refuse_unbuilt(split_k=split_k)
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
     if out is None:
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     elif out_dtype is not None:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        request = GemmRequest(
+            A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+            concat_layout, batch_idx_permute,
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, ",".join(concat_layout or ()), batch_idx_permute,
+            A_idx, ",".join(concat_layout or ()), batch_idx_permute, int(rounding_mode or 0), sr_seed,
         )  # fmt: skip
         return out
+    rounding = rounding_terms(rounding_mode, sr_seed, out) if rounding_mode else ()
     _launch(
         A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-        A_idx, concat_layout, batch_idx_permute,
+        A_idx, concat_layout, batch_idx_permute, rounding,
     )  # fmt: skip
     return out
 
@@ -373,13 +436,16 @@ def gemm_add(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
 
     cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     concat_layout: as in `gemm`; in place it names both C and out, or neither.
+    epilogue, commit: as in `gemm`, behind beta * C. A mixin with `needs_c` reads C itself; then nothing adds it.
     """
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
@@ -390,6 +456,11 @@ def gemm_add(
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
     else:
         _check_out_dtype(out, out_dtype)
+    if epilogue is not None or commit is not None:
+        request = GemmRequest(
+            A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout
+        )  # fmt: skip
+        return launch_with_user_epilogue(request, epilogue, commit)
     if torch.compiler.is_compiling():
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
@@ -501,9 +572,13 @@ class _Tuned:
         sr_seed: int = 0,
         concat_layout: Optional[tuple[str, ...]] = None,
         fast_accum: bool = False,
-    ) -> None:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout."""
-        _refuse_unbuilt(rounding_mode=rounding_mode or None)
+        epilogue: Optional[Any] = None,
+        commit: Optional[type] = None,
+    ) -> Any:
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
+
+        Returns None; with epilogue or commit what `gemm` returns.
+        """
         if concat_layout is not None:
             concat_layout = concat_names(
                 (*concat_layout, "C") if add_to_output and "out" in concat_layout else concat_layout
@@ -512,9 +587,15 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
+        if epilogue is not None or commit is not None:
+            request = GemmRequest(
+                A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
+                concat_layout, batch_idx_permute,
+            )  # fmt: skip
+            return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, concat_layout, batch_idx_permute,
+            A_idx, concat_layout, batch_idx_permute, rounding_terms(rounding_mode, sr_seed, out),
         )  # fmt: skip
 
     __call__ = fn

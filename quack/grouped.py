@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any, Optional
 
 import torch
 
 from .gemm_config import GemmConfig
-from .gemm_interface import Scalar, _check_out_dtype, _output, _scalar_kind, _signature, _split_scalar
+from .gemm_interface import COMPILING, Scalar, _check_out_dtype, _output, _scalar_kind, _signature, _split_scalar
 from .runtime.debug import is_debugging
 from .runtime.device import EMULATED, emulation_key, is_capturing, raw_stream
 from .runtime.grouped import (
@@ -20,6 +21,7 @@ from .runtime.grouped import (
     prepare_grouped,
     problem_request,
 )
+from .runtime.user_epilogue import grouped_terms
 
 MAX_PROGRAMS = 256
 
@@ -40,6 +42,7 @@ def gemm_grouped(
     beta: Scalar = 1.0,
     fast_accum: bool = False,
     config: Optional[GemmConfig] = None,
+    epilogue: Optional[Any] = None,
 ) -> list[torch.Tensor]:
     """out_i = alpha * A_i @ B_i + beta * C_i + bias_i for every i. Returns the outputs, allocated if not given.
 
@@ -50,9 +53,18 @@ def gemm_grouped(
 
     dynamic_scheduler: draw tiles from a counter; without it that is done where the K_i differ. config: run exactly this one.
     The first call with new addresses writes the table; see `grouped_plan` for calls that repeat.
+    epilogue: as in `gemm`, pointwise and with Scalar and Integer ports only, which all problems share.
     """
+    if epilogue is not None and torch.compiler.is_compiling():
+        eager = torch.compiler.disable(gemm_grouped, reason=COMPILING)
+        return eager(
+            A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list, beta=beta,
+            fast_accum=fast_accum, config=config, epilogue=epilogue,
+        )  # fmt: skip
     tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
     options = GroupedOptions(alpha, beta, fast_accum, config, dynamic_scheduler or None)
+    if epilogue is not None and tensors.A:
+        options = replace(options, epilogue=grouped_terms(epilogue, problem_request(tensors, options, 0)))
     if torch.compiler.is_compiling():
         _run_opaque(tensors, options)
     elif tensors.A:
@@ -203,6 +215,7 @@ def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram
     key = (
         *map(_signature, tensors.flat()), tensors.C is None, tensors.bias is None, _scalar_kind(options.alpha),
         _scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
+        tuple(term.signature() for term in options.epilogue),
         None if tensors.A[0].is_cuda else emulation_key(),
     )  # fmt: skip
     program = _programs.get(key)

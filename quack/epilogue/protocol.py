@@ -30,6 +30,10 @@ compiled depends only on the class, the statics and the `PortSpec`s, never on va
 A port annotated `Optional[...]` may be None on the host, and is None in the kernel then.
 """
 
+import dataclasses
+import functools
+import re
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,6 +102,7 @@ class ColPartials:
 
 
 PORT_TYPES = (Scalar, Integer, RowVector, ColVector, TileInput, TileOutput, RowPartials, ColPartials)
+PORT_NAMES = {port.__name__: port for port in PORT_TYPES}
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,26 @@ class EpilogueMixin:
 
     needs_c: ClassVar[bool] = False  # the framework loads C and passes it as `fragment.c`
 
+    is_pointwise: ClassVar[bool] = (
+        False  # what happens to an element depends on its own values alone, not on where it is
+    )
+
+    def __init_subclass__(cls, **options: Any):
+        """Output ports default to None: the call allocates them."""
+        super().__init_subclass__(**options)
+        for name, port in _annotations(cls).items():
+            if port in PORT_TYPES and port.kind.is_output and not hasattr(cls, name):
+                setattr(cls, name, dataclasses.field(default=None, kw_only=True))
+
     @classmethod
     def port_kinds(cls) -> dict[str, PortKind]:
         """The annotated port fields, in declaration order."""
         return {name: port.kind for name, port in _annotations(cls).items() if port in PORT_TYPES}
+
+    @classmethod
+    def optional_ports(cls) -> frozenset[str]:
+        """The ports annotated `Optional[...]`."""
+        return _optional(cls)
 
     def begin(self, ctx: "EpilogueContext") -> Any:
         """Once per tile. Returns the mixin's state."""
@@ -192,14 +213,38 @@ class EpilogueMixin:
         """Once per tile, after the last subtile: reductions leave here."""
 
 
+def _hints(cls: type) -> dict[str, Any]:
+    """What the fields of a mixin are annotated with, the bases' first."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        found |= getattr(base, "__annotations__", {})
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
 def _annotations(cls: type) -> dict[str, Any]:
     """Fields of a mixin with their port types; `Optional[Port]` counts as the port."""
-    found = {}
-    for base in reversed(cls.__mro__):
-        for name, hint in getattr(base, "__annotations__", {}).items():
-            options = [option for option in typing.get_args(hint) if option is not type(None)]
-            found[name] = options[0] if len(options) == 1 and typing.get_origin(hint) is typing.Union else hint
-    return found
+    return {name: _port_type(hint) for name, hint in _hints(cls).items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _optional(cls: type) -> frozenset[str]:
+    return frozenset(name for name, hint in _hints(cls).items() if _port_type(hint) is not _required_type(hint))
+
+
+def _required_type(hint: Any) -> Any:
+    """The port type that an annotation names, if it is no `Optional`. Text is what `from __future__ import annotations` leaves."""
+    return PORT_NAMES.get(hint.rpartition(".")[2], hint) if isinstance(hint, str) else hint
+
+
+def _port_type(hint: Any) -> Any:
+    """The port type that an annotation names, `Optional` or not; other annotations as they are."""
+    if isinstance(hint, str):
+        inner = re.fullmatch(r"(?:[\w.]+\.)?Optional\[([\w.]+)\]|([\w.]+) *\| *None|None *\| *([\w.]+)", hint.strip())
+        return _required_type(next(filter(None, inner.groups())) if inner else hint)
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    is_optional = len(options) == 1 and typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return options[0] if is_optional else hint
 
 
 @dataclass(frozen=True)
@@ -386,23 +431,16 @@ class EpilogueContext:
         op: cutlass.Constexpr,
     ):
         """Combine a fragment's values over the rows of each warp into the port's shared memory."""
-        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
         warp = self.thread // WARP_LANES
-        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n
-        is_leader = cute.arch.lane_idx() < min(self.layout.col_lanes)
-        for registers in cutlass.range_constexpr(len(self.layout.columns(cute.size(values)))):
-            column = self.layout.columns(cute.size(values))[registers]
-            value = values[column[0]]
-            for other in cutlass.range_constexpr(1, len(column)):
-                value = op(value, values[column[other]])
-            for mask in cutlass.range_constexpr(len(self.layout.col_lanes)):
-                value = op(value, cute.arch.shuffle_sync_bfly(value, self.layout.col_lanes[mask]))
-            place = base + local[frag.base + column[0]][1]
-            if is_leader:
+        totals, columns, is_speaker = self.layout.fold_rows(values, op)
+        # The subtile's first column of the tile: a slab has 64 rows, a warpgroup 128 threads.
+        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n + 2 * frag.base
+        if is_speaker:
+            for i in cutlass.range_constexpr(len(totals)):
                 if cutlass.const_expr(frag.slab == 0):
-                    scratch[place] = value
+                    scratch[base + columns[i]] = totals[i]
                 else:
-                    scratch[place] = op(scratch[place], value)
+                    scratch[base + columns[i]] = op(scratch[base + columns[i]], totals[i])
 
     @cute.jit
     def store_cols(self, port: BoundPort, op: cutlass.Constexpr):
@@ -459,8 +497,16 @@ def bind_epilogue(
                 fields[name] = BoundPort(port.kind, value, scratch, counts[port.kind])
                 scratch += port.kind.scratch_words(config)
                 counts[port.kind] += 1
-        bound.append(mixin(**fields))
+        bound.append(_bound(mixin, fields))
     return tuple(bound)
+
+
+def _bound(mixin: type[EpilogueMixin], fields: dict[str, Any]) -> EpilogueMixin:
+    """The object that the hooks see. Not by `__init__`: what a class checks in `__post_init__` are the host's values."""
+    instance = object.__new__(mixin)
+    for name, value in fields.items():
+        object.__setattr__(instance, name, value)
+    return instance
 
 
 def bound_ports(mixin: EpilogueMixin) -> list[BoundPort]:

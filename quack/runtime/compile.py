@@ -2,7 +2,7 @@
 
 The only module above the kernels that touches CuTe DSL, and only inside functions, so importing it costs nothing.
 Compilation runs in one long-lived worker process: two compiles in threads of one process abort it (CuTe DSL 4.8.1), and
-the worker needs no GPU. Mixins that live in `__main__` cannot be imported there and are compiled in this process.
+the worker needs no GPU. Classes and functions of users exist in this process only, and are compiled here.
 """
 
 import atexit
@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
-from ..gemm_port import GROUPED_WORDS, ArgumentKind, EpilogueOpSpec, PortKind, PortSource, PortSpec, present_ports
+from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
-from .spec import GemmSpec
+from .spec import GemmSpec, is_user_code
+from .user_code import user_class, user_modules
 
 FUNCTION_NAME = "quack_gemm"
 EMULATED_SUFFIX, OBJECT_MEMBER, PTX_MEMBER = ".emulated.zip", "function.o", "kernels.ptx"
@@ -37,7 +38,9 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
 def resolve(name: str) -> Any:
-    """The object that "module:qualname" names."""
+    """The object that "module:qualname" names, or a user's class."""
+    if is_user_code(name):
+        return user_class(name)
     module, _, qualname = name.partition(":")
     return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
 
@@ -210,7 +213,9 @@ def _quack_imports(module: str, path: Path, text: str) -> list[str]:
 def cache_key(spec: GemmSpec) -> str:
     """Identity of the object: spec, toolchain, and the sources that this kernel imports."""
     names = (KERNELS[spec.arch], spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
-    roots = ("quack.compose", *sorted({name.partition(":")[0] for name in names}))
+    modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
+    modules.update(*(user_modules(name) for name in names if is_user_code(name)))
+    roots = ("quack.compose", *sorted(modules))
     text = f"{spec!r} {toolchain()} {source_hash(roots)}"
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
@@ -219,7 +224,7 @@ def cache_key(spec: GemmSpec) -> str:
 
 
 class CompileError(RuntimeError):
-    """CuTe DSL or ptxas failed on a spec that `legality` admits: a bug in quack."""
+    """CuTe DSL or ptxas failed on a spec that `legality` admits: a bug in quack, or in a user's class."""
 
 
 class _Worker:
@@ -262,8 +267,8 @@ _in_process = threading.Lock()
 atexit.register(_worker.stop)
 
 
-def _needs_this_process(epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
-    return any(op.mixin.startswith("__main__:") for op in epilogue)
+def _needs_this_process(spec: GemmSpec) -> bool:
+    return any(is_user_code(name) for name in (spec.plan, *(op.mixin for op in spec.epilogue)))
 
 
 def compiled_function(spec: GemmSpec) -> Callable[..., None]:
@@ -289,9 +294,12 @@ def emulated_entry(spec: GemmSpec) -> tuple[Path, str, str]:
 
 
 def _build(spec: GemmSpec, path: Path) -> None:
-    if _needs_this_process(spec.epilogue):
+    if _needs_this_process(spec):
         with _in_process:
-            write_entry(spec, str(path))
+            try:
+                write_entry(spec, str(path))
+            except Exception as exc:
+                raise CompileError(f"an epilogue or commit policy of yours does not compile: {exc}\nin {spec}") from exc
     else:
         _worker.compile(spec, path)
 

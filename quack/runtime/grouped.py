@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from ..gemm_config import TMA_ALIGN_BYTES, GemmConfig, OperandSpec
-from ..gemm_port import GROUPED_WORDS, EpilogueOpSpec, PortKind, PortSource
+from ..gemm_port import GROUPED_WORDS, EpilogueOpSpec, PortKind, PortSource, present_ports
 from ..heuristics import sm90 as heuristics
 from .device import EMULATED, Device, device_of, is_capturing, raw_stream, reachable, tile_counter
 from .dispatch import get_function
+from .epilogue import Term
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
@@ -58,6 +59,7 @@ class GroupedOptions:
     fast_accum: bool = False
     config: Optional[GemmConfig] = None
     dynamic: Optional[bool] = None  # None: if the problems differ in K
+    epilogue: tuple[Term, ...] = ()  # a user's, see `user_epilogue.grouped_terms`
 
 
 class BoundTables:
@@ -106,7 +108,7 @@ class GroupedLaunch:
         a, b = self.spec.operands.a, self.spec.operands.b
         self.a_spec, self.b_spec = (b, a) if config.swap_ab else (a, b)
         self.rows = np.array([self._static_row(p) for p in self.problems], dtype=np.int64)
-        self.scalars = [port.kind is PortKind.SCALAR for op in spec.epilogue for port in op.ports]
+        self.scalars = [port.kind not in VECTORS for port in present_ports(spec.epilogue)]
 
     def _static_row(self, problem: "Problem") -> list[int]:
         """Everything but the addresses; kernel roles, so A and B trade places with swap_ab."""
@@ -282,7 +284,8 @@ def problem_request(tensors: GroupedTensors, options: GroupedOptions, index: int
     c = None if tensors.C is None else tensors.C[index]
     bias = None if tensors.bias is None else tensors.bias[index]
     operands = (tensors.A[index], tensors.B[index], tensors.out[index], c, bias)
-    return GemmRequest(*operands, options.alpha, options.beta, options.fast_accum, options.config, False)
+    scalars = (options.alpha, options.beta)
+    return GemmRequest(*operands, *scalars, options.fast_accum, options.config, epilogue=options.epilogue)
 
 
 def check_disjoint(tensors: GroupedTensors) -> None:

@@ -7,7 +7,7 @@ from typing import Optional
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
 from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
-from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm
+from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
 from .symmetric_rules import symmetric_refusals
 
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
@@ -227,7 +227,8 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
-    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma
+    # What a user's mixin holds in registers is unknown: reserve as for C.
+    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or has_user_code(spec)
     reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
@@ -246,6 +247,11 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.config} leaves shared memory for {budget.ab_stages} operand stages, at least 2 are needed",
             "a smaller tile or tile_k",
         )
+
+
+def has_user_code(spec: GemmSpec) -> bool:
+    """Whether a mixin or the commit policy is a user's."""
+    return any(is_user_code(name) for name in (spec.plan, *(op.mixin for op in spec.epilogue)))
 
 
 def _has_scattered_columns(spec: GemmSpec) -> bool:

@@ -25,7 +25,18 @@ from .operands import (
     overlaps,
 )
 from .problem_order import check_permutation
-from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
+from .spec import (
+    DEFAULT_COMMIT,
+    DENSE,
+    GATHER_K,
+    GATHER_M,
+    VARLEN_K,
+    VARLEN_M,
+    GemmShape,
+    GemmSpec,
+    UnsupportedGemm,
+    is_user_code,
+)
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -53,6 +64,7 @@ class GemmRequest:
     batch_idx_permute: Optional[torch.Tensor] = None  # (problems,): the order in which they are worked through
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
+    plan: str = DEFAULT_COMMIT  # the commit policy
     halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
     def is_concat(self, name: str) -> bool:
@@ -155,17 +167,19 @@ class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
     spec = None
-    is_batched = False
-    shape = GemmShape(0, 0, 0)
     a_bytes = b_bytes = d_bytes = 0
     device = -1
+
+    def __init__(self, request: GemmRequest):
+        self.shape = product_extents(request)
+        self.is_batched = request.out.dim() == 3
 
     def run(self, A: object, B: object, C: object, out: object, ports: object, arguments: object = None) -> None:
         """Leaves the empty output as it is."""
 
 
 def check_aliases(request: GemmRequest) -> None:
-    """`out` may share memory with C if they are the same tensor, and with nothing else."""
+    """`out` may share memory with C if they are the same tensor, and with nothing else; tile outputs with nothing at all."""
     out, C = request.out, request.C
     if C is not None and overlaps(out, C):
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
@@ -175,11 +189,17 @@ def check_aliases(request: GemmRequest) -> None:
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
     others["batch_idx_permute"] = request.batch_idx_permute
+    tiles: dict[str, Any] = {}
     for term in (*request.leading, *request.epilogue):
-        others |= {port.name: port.value for port in term.ports}
-    for name, tensor in others.items():
+        for port in term.ports:
+            (tiles if port.kind is PortKind.TILE_OUTPUT else others)[port.name] = port.value
+    for name, tensor in (others | tiles).items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+    for name, tensor in (others | {"C": C}).items() if tiles else ():
+        for tile_name, tile in tiles.items():
+            if isinstance(tensor, torch.Tensor) and isinstance(tile, torch.Tensor) and overlaps(tile, tensor):
+                raise ValueError(f"{tile_name} overlaps {name} in memory: pass a {tile_name} of its own")
 
 
 def check_indices(request: GemmRequest) -> None:
@@ -192,7 +212,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     """Validate, choose, compile or load. Raises ValueError, TypeError or UnsupportedGemm before any device work."""
     shape, base, swapped, copies = describe_request(request)
     if 0 in (shape.m, shape.n, shape.batch):
-        return EmptyPlan()
+        return EmptyPlan(request)
     device = device_of(request.A)
     base = replace(base, arch=device.arch)
     if swapped is not None:
@@ -203,7 +223,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
             spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
     else:
         if request.config.swap_ab and swapped is None:
-            raise UnsupportedGemm("the epilogue has no form for D^T, which swap_ab computes", "swap_ab=False")
+            raise UnsupportedGemm(
+                "the epilogue or commit policy has no form for D^T, which swap_ab computes", "swap_ab=False"
+            )
         chosen = swapped if request.config.swap_ab and swapped is not None else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
     return GemmPlan(spec, device, request, *copies)
@@ -254,6 +276,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
         tuple(op_spec(term, request.out.dim(), like_out) for term in request.terms),
         fast_accum,
         request.adapter,
+        request.plan,
         is_permuted=request.batch_idx_permute is not None,
     )
     return shape, base, _swap(base, request.terms), (copy_a, copy_b)
@@ -289,10 +312,10 @@ def check_shapes(request: GemmRequest) -> GemmShape:
 
 def _swap(spec: GemmSpec, terms: tuple[Term, ...] = ()) -> Optional[GemmSpec]:
     """The same result computed as D^T = B^T A^T: every operand keeps its memory and changes its role. None if the epilogue has
-    no form for that, or columns are combined."""
+    no form for that, columns are combined or a user decides what is stored."""
     a, b, d, c = spec.operands
     ops = swapped_ops(terms, spec.epilogue)
-    if ops is None or d.is_halved:
+    if ops is None or d.is_halved or is_user_code(spec.plan):
         return None
     operands = OperandSpecs(b, a, mirror(d), mirror(c) if c is not None else None)
     return replace(spec, operands=operands, epilogue=ops)

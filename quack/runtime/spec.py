@@ -16,7 +16,14 @@ GATHER_K = "quack.gather_adapter:GatherKAdapter"
 SYMMETRIC = "quack.symmetric_adapter:SymmetricAdapter"
 SYMMETRIC_COMMIT = "quack.symmetric_commit:SymmetricCommit"
 MIRROR = "quack.epilogue.mirror:Mirror"
+USER_CODE = "user:"  # begins the names of classes that are known by their content, see `user_code`
+DEFAULT_COMMIT = "quack.gemm_epilogue_plan:DefaultCommit"
 RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)
+
+
+def is_user_code(name: str) -> bool:
+    """Whether a class is a user's: known by its content, and in the process that defined it only."""
+    return name.startswith(USER_CODE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class GemmSpec:
     config:     tile configuration, tile_k filled in.
     epilogue:   mixins in order, with what is known of their ports.
     fast_accum: fp8 only; False adds partial sums in full fp32 precision.
-    adapter, plan: names of the seam classes, "module:qualname".
+    adapter, plan: names of the seam classes, "module:qualname", or of a user's, see `user_code`.
     is_permuted: problems are worked through in the order of a device vector.
     """
 
@@ -38,7 +45,7 @@ class GemmSpec:
     epilogue: tuple[EpilogueOpSpec, ...] = ()
     fast_accum: bool = True
     adapter: str = DENSE
-    plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
+    plan: str = DEFAULT_COMMIT
     is_permuted: bool = False
 
     def digest(self) -> str:

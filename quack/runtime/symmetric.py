@@ -23,7 +23,7 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
             "one is square: pass B = A.mT, or call gemm"
         )
     if 0 in (shape.m, shape.batch):
-        return EmptyPlan()
+        return EmptyPlan(request)
     device = device_of(request.A)
     triangular = symmetric_spec(replace(base, arch=device.arch))
     if request.config is not None:
