@@ -138,11 +138,13 @@ def _check_c(cls: type, request: GemmRequest) -> None:
 
 
 def _port(name: str, kind: PortKind, value: Any, is_optional: bool, request: GemmRequest) -> Port:
+    is_wanted = value is True if is_optional else value is None  # an output that the call allocates
     if kind in PARTIALS:
-        if isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is allocated by the call, whose tile decides its shape: leave it None")
-        return Port(name, kind, None if is_optional and value is None else Allocated.PARTIALS)
-    if kind is PortKind.TILE_OUTPUT and value is None and not is_optional:
+        if value is not None and not is_wanted:
+            allow = "None, or True to get it" if is_optional else "None"
+            raise TypeError(f"{name} is allocated by the call, whose tile decides its shape: leave it {allow}")
+        return Port(name, kind, Allocated.PARTIALS if is_wanted else None)
+    if kind is PortKind.TILE_OUTPUT and is_wanted:
         value = torch.empty_like(request.out)
     if value is None and not is_optional:
         raise TypeError(f"{name} is None, expected a {_expected(kind)}; annotate it Optional[...] to allow None")
