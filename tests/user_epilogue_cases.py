@@ -17,6 +17,20 @@ softcap = quack.pointwise(lambda acc, cap: cap * ops.tanh(acc / cap))
 
 
 @dataclass(frozen=True)
+class RowMax(quack.EpilogueMixin):
+    row_max: quack.RowPartials
+
+    def begin(self, ctx):
+        return ctx.row_state(-math.inf)
+
+    def visit(self, ctx, state, frag):
+        return ctx.reduce_rows(state, frag, ctx.within_columns(frag, frag.acc, -math.inf), ops.maximum)
+
+    def end(self, ctx, state):
+        ctx.store_rows(self.row_max, ctx.share_rows(state, ops.maximum))
+
+
+@dataclass(frozen=True)
 class Everything(quack.EpilogueMixin):
     """Every kind of port, and C. In columns that `every` divides the result is
     sign * (scale * acc + r[n] + c[m] * t[m, n] + C), elsewhere acc."""

@@ -2,6 +2,7 @@
 
 import linecache
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 import quack
 from quack import ops
-from tests.user_epilogue_cases import EVERYTHING, EverythingCase, LowerTriangle, near, run_everything, softcap
+from tests.user_epilogue_cases import EVERYTHING, EverythingCase, LowerTriangle, RowMax, near, run_everything, softcap
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +98,33 @@ def test_functions():
         lambda acc: ops.where(acc > 0.5, ops.silu(acc), 2.0),
         torch.where(product > 0.5, product * product.sigmoid(), 2.0),
     )
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("ragged", ["m", "k"])
+def test_ragged_and_gathered(ragged: str, gathers: bool):
+    """Row maxima after a vector for each group."""
+    offsets = torch.tensor([0, 70, 70, 200], dtype=torch.int32)
+    index = torch.randperm(200).to(torch.int32)
+    m, n, k, groups = 200, 136, 200, 3
+    if ragged == "m":
+        A, B = torch.randn(m, 72).bfloat16(), torch.randn(groups, 72, n).bfloat16()
+    else:
+        A, B = torch.randn(k, 104).bfloat16().mT, torch.randn(k, n).bfloat16()
+    r = torch.randn(groups, n)
+    arguments = {f"cu_seqlens_{ragged}": offsets, "A_idx": index if gathers else None}
+    epilogue = (quack.pointwise(lambda acc, r: acc * r, r=quack.RowVector)(r), RowMax())
+    D, row_max = quack.gemm(A, B, epilogue=epilogue, out_dtype=torch.float32, **arguments)
+
+    if gathers:
+        A = A[index] if ragged == "m" else A[:, index]
+    parts = []
+    for g, (i, j) in enumerate(zip(offsets, offsets[1:])):
+        product = A[i:j].double() @ B[g].double() if ragged == "m" else A[:, i:j].double() @ B[i:j].double()
+        parts.append(product * r[g].double())
+    expected = torch.cat(parts) if ragged == "m" else torch.stack(parts)
+    near(D, expected)
+    near(row_max.amax(-1), expected.amax(-1))
 
 
 def test_grouped():
@@ -222,3 +250,10 @@ def test_torch_compile_leaves_the_graph():
         return quack.gemm(a * 2, b, epilogue=softcap(cap=5.0)) * 0.5
 
     near(torch.compile(layer, backend="eager")(A, B), 2.5 * torch.tanh(product * 2 / 5), rtol=2**-7)
+
+
+def test_the_documentation_runs():
+    text = (ROOT / "docs" / "epilogues.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(blocks) == 5
+    cell("\n".join(blocks), "<docs/epilogues.md>")
