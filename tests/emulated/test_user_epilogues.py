@@ -257,3 +257,26 @@ def test_the_documentation_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert len(blocks) == 5
     cell("\n".join(blocks), "<docs/epilogues.md>")
+
+
+def test_spills_are_reported(tmp_path: Path, monkeypatch):
+    """A class that keeps hundreds of registers alive from one subtile to the next."""
+
+    class Hoarder(quack.EpilogueMixin):
+        def begin(self, ctx):
+            return []
+
+        def visit(self, ctx, state, frag):
+            state = [*state, frag.mapped(lambda x: ops.exp(x))]
+            for kept in state:
+                frag.update(lambda x, y: x + y, kept)
+            return state
+
+    monkeypatch.setenv("QUACK_CACHE_DIR", str(tmp_path))
+    A, B, product = problem(128, 256, 32)
+    out = torch.full((128, 256), float("nan"))
+    with pytest.warns(RuntimeWarning, match="Hoarder.* spills .* pin a smaller tile_n"):
+        quack.gemm_tuned.fn(A * 0.1, B, out, config=quack.GemmConfig(128, 256), epilogue=Hoarder())
+    exact = (A * 0.1).double() @ B.double()
+    parts = [exact[:, i : i + 32] for i in range(0, 256, 32)]
+    near(out, torch.cat([part + sum(p.exp() for p in parts[: i + 1]) for i, part in enumerate(parts)], 1), rtol=1e-5)
