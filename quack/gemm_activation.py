@@ -19,16 +19,18 @@ from .gemm_config import GemmConfig
 from .gemm_interface import _split_names, launch_with_epilogue
 from .gemm_port import PortKind
 from .runtime.concat import concat_names, interleaved
-from .runtime.epilogue import Port, Term
-from .runtime.operands import check_tensors
+from .runtime.epilogue import Allocated, Port, Term
+from .runtime.operands import DTYPE_OF_TORCH
 from .runtime.plan import GemmRequest
 from .runtime.spec import UnsupportedGemm
 
 AnyActivation = Union[Activation, GatedActivation]
 ActivationName = Union[str, None, AnyActivation]
 Outputs = tuple[Optional[torch.Tensor], torch.Tensor]  # (preact, postact)
+Gradients = tuple[Optional[torch.Tensor], ...]  # (dx, postact) or (dx, postact, reduction)
 
-_FORWARD = "quack.epilogue.activation:"
+_FORWARD, _BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
+PAIR_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def gemm_act(
@@ -127,6 +129,107 @@ def gemm_gated_out(
     gemm_gated(A, B, C, bias, activation, preact_out, postact_out, store_preact=preact_out is not None, **options)
 
 
+def gemm_dact(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    activation: ActivationName = None,
+    dx_out: Optional[torch.Tensor] = None,
+    postact_out: Optional[torch.Tensor] = None,
+    out_dtype: Optional[torch.dtype] = None,
+    postact_dtype: Optional[torch.dtype] = None,
+    colvec_scale: Optional[torch.Tensor] = None,
+    colvec_reduce: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
+    dynamic_scheduler: bool = False,
+    tuned: bool = True,
+    *,
+    store_postact: bool = True,
+) -> Gradients:
+    """dx = activation'(PreAct) * (A @ B), postact = activation(PreAct). Returns (dx, postact), and the reduction if asked for.
+
+    A @ B (..., N) is the gradient of postact. PreAct and dx (..., N), or (..., 2 N) of a gated activation, gates and ups
+    interleaved; those are bf16 or fp16, and the columns contiguous. dx may be PreAct (in place). Both outputs have the dtype of
+    A unless out_dtype (of dx) or postact_dtype says otherwise. store_postact=False returns None for postact.
+    colvec_scale (M,), (L, M) or (total_m,): postact was multiplied with it row by row. dx and the postact that is returned are,
+    too. colvec_reduce=True also returns its gradient, fp32 of that shape: the sums over N of (A @ B) * activation(PreAct).
+    cu_seqlens_m, A_idx, dynamic_scheduler: as in `gemm`.
+    """
+    function = activation_of(activation)
+    shape = product_shape(A, B, A_idx)
+    dx = _output_of("dx_out", dx_out, "out_dtype", out_dtype, preact_shape(function, shape), A)
+    postact = None
+    if store_postact:
+        postact = _output_of("postact_out", postact_out, "postact_dtype", postact_dtype, shape, A)
+    elif postact_out is not None:
+        raise ValueError("postact_out is given and store_postact is False: pass one of them")
+    sums = A.new_empty(shape[:-1], dtype=torch.float32) if colvec_reduce else None
+    if torch.compiler.is_compiling():
+        x = PreAct.clone() if PreAct is dx else PreAct
+        _gemm_dact_op(
+            A, B, x, dx, postact, sums, function.value, colvec_scale, cu_seqlens_m, A_idx, dynamic_scheduler
+        )  # fmt: skip
+    else:
+        _launch_backward(
+            A, B, PreAct, dx, postact, sums, function, colvec_scale, cu_seqlens_m, A_idx, dynamic_scheduler
+        )  # fmt: skip
+    return (dx, postact) if sums is None else (dx, postact, sums)
+
+
+def gemm_dgated(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    activation: Union[str, GatedActivation] = GatedActivation.SWIGLU,
+    dx_out: Optional[torch.Tensor] = None,
+    postact_out: Optional[torch.Tensor] = None,
+    out_dtype: Optional[torch.dtype] = None,
+    postact_dtype: Optional[torch.dtype] = None,
+    colvec_scale: Optional[torch.Tensor] = None,
+    colvec_reduce: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
+    dynamic_scheduler: bool = False,
+    tuned: bool = True,
+    *,
+    store_postact: bool = True,
+) -> Gradients:
+    """`gemm_dact` with a gated activation: PreAct and dx have 2 N columns."""
+    return gemm_dact(
+        A, B, PreAct, GatedActivation.of(activation), dx_out, postact_out, out_dtype, postact_dtype, colvec_scale,
+        colvec_reduce, cu_seqlens_m, A_idx, dynamic_scheduler, tuned, store_postact=store_postact,
+    )  # fmt: skip
+
+
+def gemm_dact_out(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    dx_out: torch.Tensor,
+    postact_out: Optional[torch.Tensor],
+    activation: ActivationName = None,
+    **options,
+) -> Optional[torch.Tensor]:
+    """`gemm_dact` into given outputs; postact is not stored if postact_out is None. Returns the reduction, if asked for."""
+    stores = postact_out is not None
+    results = gemm_dact(A, B, PreAct, activation, dx_out, postact_out, store_postact=stores, **options)
+    return results[2] if len(results) == 3 else None
+
+
+def gemm_dgated_out(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    dx_out: torch.Tensor,
+    postact_out: Optional[torch.Tensor],
+    activation: Union[str, GatedActivation] = GatedActivation.SWIGLU,
+    **options,
+) -> Optional[torch.Tensor]:
+    """`gemm_dact_out` with a gated activation."""
+    return gemm_dact_out(A, B, PreAct, dx_out, postact_out, GatedActivation.of(activation), **options)
+
+
 class _ActTuned:
     """`gemm_act_tuned(...)` picks a configuration; `gemm_act_tuned.fn(..., config=...)` runs exactly that one."""
 
@@ -187,8 +290,69 @@ class _GatedTuned(_ActTuned):
     __call__ = fn
 
 
-gemm_act_tuned = _ActTuned()
-gemm_gated_tuned = _GatedTuned()
+class _DactTuned:
+    """`gemm_dact_tuned(...)` picks a configuration; `gemm_dact_tuned.fn(..., config=...)` runs exactly that one."""
+
+    def fn(
+        self,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        PreAct: torch.Tensor,
+        dx_out: torch.Tensor,
+        postact_out: Optional[torch.Tensor],
+        colvec_scale: Optional[torch.Tensor] = None,
+        activation: ActivationName = None,
+        colvec_reduce: bool = False,
+        cu_seqlens_m: Optional[torch.Tensor] = None,
+        A_idx: Optional[torch.Tensor] = None,
+        dynamic_scheduler: bool = False,
+        config: Optional[GemmConfig] = None,
+    ) -> Optional[torch.Tensor]:
+        """`gemm_dact_out`."""
+        function, shape = activation_of(activation), product_shape(A, B, A_idx)
+        _output_of("dx_out", dx_out, "out_dtype", None, preact_shape(function, shape), A)
+        if postact_out is not None:
+            _output_of("postact_out", postact_out, "postact_dtype", None, shape, A)
+        sums = A.new_empty(shape[:-1], dtype=torch.float32) if colvec_reduce else None
+        _launch_backward(
+            A, B, PreAct, dx_out, postact_out, sums, function, colvec_scale, cu_seqlens_m, A_idx, dynamic_scheduler,
+            config,
+        )  # fmt: skip
+        return sums
+
+    __call__ = fn
+
+
+class _DgatedTuned(_DactTuned):
+    """The same for gated activations only."""
+
+    def fn(
+        self,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        PreAct: torch.Tensor,
+        dx_out: torch.Tensor,
+        postact_out: Optional[torch.Tensor],
+        colvec_scale: Optional[torch.Tensor] = None,
+        activation: ActivationName = GatedActivation.SWIGLU,
+        colvec_reduce: bool = False,
+        cu_seqlens_m: Optional[torch.Tensor] = None,
+        A_idx: Optional[torch.Tensor] = None,
+        dynamic_scheduler: bool = False,
+        config: Optional[GemmConfig] = None,
+    ) -> Optional[torch.Tensor]:
+        """`gemm_dgated_out`."""
+        function = GatedActivation.of(activation)
+        return super().fn(
+            A, B, PreAct, dx_out, postact_out, colvec_scale, function, colvec_reduce, cu_seqlens_m, A_idx,
+            dynamic_scheduler, config,
+        )  # fmt: skip
+
+    __call__ = fn
+
+
+gemm_act_tuned, gemm_gated_tuned = _ActTuned(), _GatedTuned()
+gemm_dact_tuned, gemm_dgated_tuned = _DactTuned(), _DgatedTuned()
 
 
 # ---- what the functions share -----------------------------------------------------------------------------------------
@@ -207,7 +371,11 @@ def activation_of(name: ActivationName) -> AnyActivation:
 
 def product_shape(A: torch.Tensor, B: torch.Tensor, A_idx: Optional[torch.Tensor]) -> tuple[int, ...]:
     """The shape of A @ B, or of A[A_idx] @ B."""
-    check_tensors({"A": A, "B": B})
+    for name, tensor in (("A", A), ("B", B)):  # before anything else is, because their shapes make those of the outputs
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dim() not in (2, 3):
+            raise ValueError(f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected 2 or 3")
     rows = (A_idx.numel(),) if isinstance(A_idx, torch.Tensor) else A.shape[:-1]
     return (*rows, B.shape[-1])
 
@@ -219,6 +387,32 @@ def postact_shape(function: AnyActivation, product: tuple[int, ...]) -> tuple[in
     if product[-1] % 2:
         raise ValueError(f"B has N = {product[-1]} columns: {function.value} takes pairs of them, pass an even N")
     return (*product[:-1], product[-1] // 2)
+
+
+def preact_shape(function: AnyActivation, product: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a backward pass, whose product has the shape of postact."""
+    return (*product[:-1], product[-1] * (2 if isinstance(function, GatedActivation) else 1))
+
+
+def as_words(name: str, tensor: torch.Tensor, function: GatedActivation) -> torch.Tensor:
+    """(..., 2 N) 16-bit numbers as (..., N) 32-bit words, each a gate and an up projection."""
+    if tensor.dtype not in PAIR_DTYPES:
+        raise UnsupportedGemm(
+            f"{name} has dtype {tensor.dtype}: the gradient of {function.value} reads pairs of 16-bit numbers",
+            f"{name}.bfloat16()",
+        )
+    strides = [step for step, extent in zip(tensor.stride()[:-1], tensor.shape) if extent > 1]
+    if tensor.stride(-1) != 1 or any(step % 2 for step in strides) or tensor.data_ptr() % 4:
+        raise UnsupportedGemm(
+            f"{name} with strides {tensor.stride()} at an address that is {tensor.data_ptr() % 16} mod 16 has pairs of gate "
+            f"and up projection that are no aligned 32-bit words",
+            f"contiguous columns and even strides, as of {name}.contiguous()",
+        )
+    extents, steps = (*tensor.shape[:-1], tensor.shape[-1] // 2), (*(s // 2 for s in tensor.stride()[:-1]), 1)
+    if tensor.numel() == 0:
+        return tensor.new_empty(extents, dtype=torch.float32)
+    flat = tensor.as_strided((1, 2), (2, 1))
+    return flat.view(torch.float32).as_strided(extents, steps)
 
 
 def _output_of(
@@ -316,6 +510,81 @@ def _(A, B, preact, postact, C, bias, activation, cu_seqlens_m, A_idx, dynamic, 
     return None
 
 
+def _launch_backward(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    x: torch.Tensor,
+    dx: torch.Tensor,
+    postact: Optional[torch.Tensor],
+    sums: Optional[torch.Tensor],
+    function: AnyActivation,
+    scale: Optional[torch.Tensor],
+    cu_seqlens_m: Optional[torch.Tensor],
+    A_idx: Optional[torch.Tensor],
+    dynamic: bool,
+    config: Optional[GemmConfig] = None,
+) -> None:
+    """C is x and D dx; of gated activations both as 32-bit words, so that they have the shape of the product."""
+    shape = preact_shape(function, product_shape(A, B, A_idx))
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"PreAct is a {type(x).__name__}, expected a torch.Tensor")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"PreAct has shape {tuple(x.shape)}, expected {shape}")
+    statics: tuple[tuple[str, object], ...] = (("activation", function),)
+    mixin = _BACKWARD + "ActivateBackward"
+    if isinstance(function, GatedActivation):
+        words = as_words("PreAct", x, function), as_words("dx_out", dx, function)
+        statics += (("pairs", DTYPE_OF_TORCH[x.dtype]), ("gradient_pairs", DTYPE_OF_TORCH[dx.dtype]))
+        x, dx = words
+        mixin = _BACKWARD + "GateBackward"
+    ports = (
+        Port("postact_out", PortKind.TILE_OUTPUT, postact),
+        Port("colvec_scale", PortKind.COL_VECTOR, scale),
+        Port("colvec_reduce", PortKind.ROW_PARTIALS, None if sums is None else Allocated.PARTIALS),
+    )
+    is_pointwise = scale is None and sums is None
+    term = Term(mixin, ports, statics, swapped=mixin if is_pointwise else None, uses_c=True)
+    partials = launch_with_epilogue(
+        GemmRequest(
+            A,
+            B,
+            dx,
+            x,
+            config=config,
+            dynamic=dynamic,
+            cu_seqlens_m=cu_seqlens_m,
+            A_idx=A_idx,
+            epilogue=(term,),
+        )
+    )
+    if sums is not None and 0 in shape:
+        sums.zero_()
+    elif sums is not None:
+        torch.sum(partials["colvec_reduce"], -1, out=sums)
+
+
+@torch.library.custom_op("quack::gemm_dact_out", mutates_args={"dx", "postact", "sums"})
+def _gemm_dact_op(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    x: torch.Tensor,
+    dx: torch.Tensor,
+    postact: Optional[torch.Tensor],
+    sums: Optional[torch.Tensor],
+    activation: Optional[str],
+    scale: Optional[torch.Tensor],
+    cu_seqlens_m: Optional[torch.Tensor],
+    A_idx: Optional[torch.Tensor],
+    dynamic: bool,
+) -> None:
+    _launch_backward(A, B, x, dx, postact, sums, activation_of(activation), scale, cu_seqlens_m, A_idx, dynamic)
+
+
+@_gemm_dact_op.register_fake
+def _(A, B, x, dx, postact, sums, activation, scale, cu_seqlens_m, A_idx, dynamic):
+    return None
+
+
 # ---- references -------------------------------------------------------------------------------------------------------
 
 
@@ -385,3 +654,39 @@ def gemm_gated_ref(
 ) -> Outputs:
     """`gemm_gated` in plain torch."""
     return gemm_act_ref(A, B, C, bias, GatedActivation.of(activation), **options)
+
+
+def gemm_dact_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    activation: ActivationName = None,
+    out_dtype: Optional[torch.dtype] = None,
+    postact_dtype: Optional[torch.dtype] = None,
+    colvec_scale: Optional[torch.Tensor] = None,
+    colvec_reduce: bool = False,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
+) -> Gradients:
+    """`gemm_dact` in plain torch, in fp32 (float64 if A is), with the gradient that autograd gives: the oracle."""
+    function = activation_of(activation)
+    gradient = product_ref(A, B, cu_seqlens_m, A_idx)
+    scale = 1.0 if colvec_scale is None else colvec_scale.to(gradient.dtype).unsqueeze(-1)
+    with torch.enable_grad():
+        x = PreAct.detach().to(gradient.dtype).requires_grad_()
+        values = apply_ref(function, x)
+        (dx,) = torch.autograd.grad(values, x, gradient * scale)
+    postact = (values.detach() * scale).to(postact_dtype or _default_dtype(A))
+    dx = dx.to(out_dtype or _default_dtype(A))
+    return (dx, postact, (gradient * values.detach()).sum(-1)) if colvec_reduce else (dx, postact)
+
+
+def gemm_dgated_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    PreAct: torch.Tensor,
+    activation: Union[str, GatedActivation] = GatedActivation.SWIGLU,
+    **options,
+) -> Gradients:
+    """`gemm_dgated` in plain torch."""
+    return gemm_dact_ref(A, B, PreAct, GatedActivation.of(activation), **options)

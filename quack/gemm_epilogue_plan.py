@@ -47,6 +47,7 @@ class TileStore:
     copy:       registers -> shared memory, in accumulator order.
     dtype:      element type in memory.
     columns:    of a subtile; half of the accumulator's if `is_halved`.
+    is_wanted:  whether this tile is stored at all, a run-time Boolean; None: always. Fixed by the commit policy.
     """
 
     tensor: cute.Tensor
@@ -57,6 +58,7 @@ class TileStore:
     dtype: Any
     columns: int
     is_halved: bool
+    is_wanted: Any = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def store_fragments(
     if io.is_store_warp:
         for i in cutlass.range_constexpr(len(outputs)):
             if cutlass.const_expr(outputs[i].atom is not None):
-                store_stage(ctx, outputs[i], frag, stage)
+                if cutlass.const_expr(outputs[i].is_wanted is None):
+                    store_stage(ctx, outputs[i], frag, stage)
+                else:
+                    if outputs[i].is_wanted:
+                        store_stage(ctx, outputs[i], frag, stage)
         cute.arch.cp_async_bulk_commit_group()
     next_stage = state.d_stage + 1
     return EpilogueState(state.c, Int32(0) if next_stage == io.stages else next_stage)
@@ -199,6 +205,8 @@ def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragme
     coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
     d, base = output.tensor, frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
+    if cutlass.const_expr(output.is_wanted is not None):
+        rows = rows if output.is_wanted else Int32(0)
     if cutlass.const_expr(output.is_halved):  # a fragment of half the columns has the layout of a narrower accumulator
         base, col, cols = base // 2, col // 2, cols // 2
     for first in cutlass.range_constexpr(0, cute.size(fragment), 2):

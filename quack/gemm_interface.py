@@ -19,10 +19,12 @@ import torch
 import quack
 
 from .gemm_config import GemmConfig
+from .gemm_port import PortKind
 from .heuristics import sm90
+from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
 from .runtime.device import device_of, emulation_key
-from .runtime.epilogue import port_values
+from .runtime.epilogue import Port, Term, port_values
 from .runtime.plan import (
     EmptyPlan,
     GemmPlan,
@@ -59,9 +61,14 @@ def _launch(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: Optional[tuple[str, ...]] = None,
     batch_idx_permute: Optional[torch.Tensor] = None,
+    epilogue: tuple[Term, ...] = (),
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
     special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute)
+    if epilogue:
+        base = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
+        launch_with_epilogue(replace(base, epilogue=epilogue))
+        return
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
@@ -128,12 +135,38 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     return partials
 
 
-def launch_with_user_epilogue(request: GemmRequest, epilogue: Any, commit: Optional[type]) -> Any:
+_ROUNDING = "quack.epilogue.rounding:RoundStochastically"
+
+
+def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor) -> tuple[Term, ...]:
+    """The mixin that rounds to `out` as `rounding_mode` says; none for rounding to nearest, which is what stores do.
+
+    ValueError: no such mode; UnsupportedGemm: out is not bf16.
+    """
+    if rounding_mode is None or rounding_mode == RoundingMode.RN:
+        return ()
+    try:
+        RoundingMode(rounding_mode)
+    except ValueError:
+        legal = ", ".join(f"RoundingMode.{mode.name} ({mode.value})" for mode in RoundingMode)
+        raise ValueError(f"rounding_mode is {rounding_mode!r}, expected one of {legal}") from None
+    if isinstance(out, torch.Tensor) and out.dtype is not torch.bfloat16:
+        raise UnsupportedGemm(
+            f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}",
+            "a bf16 out, or RoundingMode.RN",
+        )
+    return (Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed"),)
+
+
+def launch_with_user_epilogue(
+    request: GemmRequest, epilogue: Any, commit: Optional[type], rounding: tuple[Term, ...] = ()
+) -> Any:
     """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it."""
     if torch.compiler.is_compiling():
-        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit)
+        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit, rounding)
     call = user_call(request, epilogue, commit)
-    return call.results(launch_with_epilogue(call.request))
+    rounded = replace(call.request, epilogue=(*call.request.epilogue, *rounding))
+    return call.results(launch_with_epilogue(rounded))
 
 
 def check_values(request: GemmRequest) -> None:
@@ -219,6 +252,8 @@ def _gemm_op(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
     batch_idx_permute: Optional[torch.Tensor] = None,
+    rounding_mode: int = 0,
+    sr_seed: int = 0,
 ) -> None:
     _launch(
         A,
@@ -236,6 +271,7 @@ def _gemm_op(
         A_idx,
         _split_names(concat_layout),
         batch_idx_permute,
+        rounding_terms(rounding_mode, sr_seed, out),
     )
 
 
@@ -257,6 +293,8 @@ def _(
     A_idx=None,
     concat_layout="",
     batch_idx_permute=None,
+    rounding_mode=0,
+    sr_seed=0,
 ):
     return None
 
@@ -346,13 +384,16 @@ def gemm(
     holds [first half; second half], meant as 0, n/2, 1, n/2 + 1, ... So a gated layer's W1 (2I, K) is B = W1.mT with
     concat_layout=("B",): columns 2j and 2j + 1 of out are the gate and the up projection. No copy is made. That dimension
     is even; names of operands that the call does not have mean nothing.
+    rounding_mode: `RoundingMode.RS` rounds to a bf16 out stochastically, so that the expected value is exact. The random bits
+    depend on sr_seed (an int in [0, 2^31)), problem, row and column alone: equal seeds give equal bits in every
+    configuration, so take another for every step of a training run. None and RN round to nearest.
     epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
     these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
     *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
-    Not built yet and refused: split-K, stochastic rounding.
+    Not built yet and refused: split-K.
     """
-    if split_k != 1 or rounding_mode:
-        _refuse_unbuilt(split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None)
+    if split_k != 1:
+        _refuse_unbuilt(split_k=split_k)
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
     if out is None:
@@ -364,17 +405,18 @@ def gemm(
             A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
             concat_layout, batch_idx_permute,
         )  # fmt: skip
-        return launch_with_user_epilogue(request, epilogue, commit)
+        return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
     if torch.compiler.is_compiling():
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, ",".join(concat_layout or ()), batch_idx_permute,
+            A_idx, ",".join(concat_layout or ()), batch_idx_permute, int(rounding_mode or 0), sr_seed,
         )  # fmt: skip
         return out
+    rounding = rounding_terms(rounding_mode, sr_seed, out) if rounding_mode else ()
     _launch(
         A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-        A_idx, concat_layout, batch_idx_permute,
+        A_idx, concat_layout, batch_idx_permute, rounding,
     )  # fmt: skip
     return out
 
@@ -533,11 +575,10 @@ class _Tuned:
         epilogue: Optional[Any] = None,
         commit: Optional[type] = None,
     ) -> Any:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout.
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
 
         Returns None; with epilogue or commit what `gemm` returns.
         """
-        _refuse_unbuilt(rounding_mode=rounding_mode or None)
         if concat_layout is not None:
             concat_layout = concat_names(
                 (*concat_layout, "C") if add_to_output and "out" in concat_layout else concat_layout
@@ -551,10 +592,10 @@ class _Tuned:
                 A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
                 concat_layout, batch_idx_permute,
             )  # fmt: skip
-            return launch_with_user_epilogue(request, epilogue, commit)
+            return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, concat_layout, batch_idx_permute,
+            A_idx, concat_layout, batch_idx_permute, rounding_terms(rounding_mode, sr_seed, out),
         )  # fmt: skip
 
     __call__ = fn

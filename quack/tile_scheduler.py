@@ -148,6 +148,12 @@ class TileScheduler:
         """Device or host. The problem that is worked through as the `ordinal`-th; see `problem_order`."""
         return ordinal
 
+    def tile_of_cta(
+        self, tile_m: Int32, tile_n: Int32, cta_in_cluster_m: Int32, cta_in_cluster_n: Int32
+    ) -> tuple[Int32, Int32]:
+        """Device or host. (tile_m, tile_n) of a CTA whose cluster's CTA (0, 0) has the given ones."""
+        return tile_m + cta_in_cluster_m, tile_n + cta_in_cluster_n
+
     @cute.jit
     def work_at(
         self,

@@ -101,9 +101,10 @@ class RingStream:
         """All 32 lanes of a reading warp."""
         cute.arch.mbarrier_wait(self.ring.full(cursor.position), cursor.phase)
         slot = cute.make_tensor(self.ring.slots + cursor.position * SLOT_WORDS, SLOT_WORDS)
+        tile_m, tile_n = self.scheduler.tile_of_cta(slot[0], slot[1], self.cta_m, self.cta_n)
         work = WorkDesc(
-            tile_m=slot[0] + self.cta_m,
-            tile_n=slot[1] + self.cta_n,
+            tile_m=tile_m,
+            tile_n=tile_n,
             problem=slot[2],
             start=slot[4],
             m=slot[5],

@@ -33,10 +33,11 @@ def value_error(function: AnyActivation) -> float:
 
 @dataclass(frozen=True)
 class ActCase:
-    """preact = A @ B (+ C) (+ bias), postact = activation(preact).
+    """preact = A @ B (+ C) (+ bias), postact = activation(preact); or, of a backward pass, dx = activation'(x) A @ B.
 
-    store: preact is stored. sizes: ragged M, rows of each group; pool: gathered from this many rows of A. odd: neither pitch
-    nor address of the outputs are aligned. majors: of A, B, preact, postact.
+    store: preact, or in backward passes postact, is stored. out: dtype of preact and dx; c: of C or x. scale: dtype of the row
+    scale; reduce: its gradient is asked for. sizes: ragged M, rows of each group; pool: gathered from this many rows of A. odd:
+    neither pitch nor address of the outputs are aligned. majors: of A, B, preact, postact.
     """
 
     activation: Optional[str]
@@ -54,6 +55,8 @@ class ActCase:
     bias: bool = False
     sizes: Optional[tuple[int, ...]] = None
     pool: Optional[int] = None
+    scale: Optional[str] = None
+    reduce: bool = False
     config: Optional[GemmConfig] = None
 
     def __str__(self) -> str:
@@ -61,7 +64,7 @@ class ActCase:
         pool = f"from{self.pool}" if self.pool is not None else None
         extents = "x".join(str(e) for e in (self.batch, self.m, self.n, self.k) if e is not None)
         parts = [str(self.activation), extents, f"{self.dtype}.{self.out}.{self.post}", self.majors, sizes, pool]
-        parts += [name for name in ("store", "odd", "c", "bias") if getattr(self, name)]
+        parts += [name for name in ("store", "odd", "c", "bias", "scale", "reduce") if getattr(self, name)]
         return "-".join(part for part in parts if part) + (f"-{self.config}".replace(" ", "_") if self.config else "")
 
     @property
@@ -108,10 +111,10 @@ class Inputs:
         tensor = make_view(shape, DTYPES[dtype], 2 if last_is_unit else 1, "padded", "outer", self.device).tensor
         return tensor.copy_(self.random(*shape) * scale)
 
-    def output(self, columns: int, dtype: str, major: str) -> View:
-        """Of as many rows as the product."""
+    def output(self, columns: int, dtype: str, major: str, even: bool = False) -> View:
+        """Of as many rows as the product. even: pairs of columns stay aligned, which those of odd cases need not be."""
         batch = self.case.batch if self.case.sizes is None else None
-        pitch = "odd" if self.case.odd else "padded"
+        pitch = ("dense" if even else "odd") if self.case.odd else "padded"
         return make_view(
             (batch, self.case.rows, columns), DTYPES[dtype], 2 if major == "n" else 1, pitch, "outer", self.device
         )
@@ -178,6 +181,57 @@ class Forward(Inputs):
         postact = apply(case.function, self.product)
         spread = slope_bound(case.function, self.product, delta)
         check_view("postact", self.postact, postact, spread + value_error(case.function) * postact.abs())
+
+
+class Backward(Inputs):
+    """Tensors of one call of `gemm_dact`; the outputs are views into buffers of NaN. in_place: dx is x."""
+
+    def __init__(self, case: ActCase, device: str, in_place: bool = False) -> None:
+        super().__init__(case, device)
+        width = 2 * case.n if case.is_gated else case.n
+        dtype = case.c or case.dtype
+        self.x_view = self.output(width, dtype, case.majors[2], even=case.is_gated)
+        self.x = self.x_view.tensor.copy_(self.random(*self.x_view.tensor.shape) * SPREAD)
+        self.exact_x = self.x.double()
+        self.dx = self.x_view if in_place else self.output(width, case.out, case.majors[2], even=case.is_gated)
+        self.postact = self.output(case.n, case.post, case.majors[3]) if case.store else None
+        self.scale = None
+        if case.scale is not None:
+            rows = case.rows if case.batch is None or case.sizes is not None else None
+            shape = (rows,) if rows is not None else (case.batch, case.m)
+            self.scale = self.random(*shape).to(DTYPES[case.scale])
+
+    def run(self) -> None:
+        """One launch into poisoned buffers."""
+        if self.dx is not self.x_view:
+            poison(self.dx.buffer)
+        if self.postact is not None:
+            poison(self.postact.buffer)
+        self.sums = quack.gemm_dact_tuned.fn(
+            self.A, self.B, self.x, self.dx.tensor, None if self.postact is None else self.postact.tensor, self.scale,
+            self.case.activation, self.case.reduce, self.offsets, self.indices, config=self.case.config,
+        )  # fmt: skip
+
+    def verify(self) -> None:
+        """All outputs against float64, and nothing written around them."""
+        case, x, dy = self.case, self.exact_x, self.product
+        delta, own = self.accumulation() * self.size, value_error(case.function)
+        scale = torch.ones(()) if self.scale is None else self.scale.double().unsqueeze(-1)
+        values = apply(case.function, x)
+        if self.postact is not None:
+            check_view("postact", self.postact, values * scale, own * (values * scale).abs())
+        slopes = gradient(case.function, x, torch.ones_like(dy))
+        pairs = 2 if case.is_gated else 1
+        dy, delta = ((dy * scale).repeat_interleave(pairs, -1), (delta * scale.abs()).repeat_interleave(pairs, -1))
+        # Slopes that cross zero have an absolute error beside the relative one, in proportion to what multiplies them.
+        size = 1 + x.unflatten(-1, (-1, pairs)).abs().amax(-1).repeat_interleave(pairs, -1)
+        bound = slopes.abs() * delta + (own * slopes.abs() + 2.0**-19 * size) * (dy.abs() + delta)
+        check_view("dx", self.dx, slopes * dy, bound)
+        assert (self.sums is not None) == case.reduce
+        if self.sums is not None:
+            terms, accumulated = self.product * values, self.accumulation() * self.size * values.abs()
+            error = accumulated.sum(-1) + (own + case.n * 2.0**-24) * terms.abs().sum(-1)
+            check_tensor("reduction", self.sums, terms.sum(-1), error)
 
 
 def apply(function: AnyActivation, x: torch.Tensor) -> torch.Tensor:
@@ -260,5 +314,40 @@ def forward_cases() -> list[ActCase]:
         ActCase("silu", dtype="e4m3", k=272),
         ActCase("swiglu", False, dtype="e5m2", k=272),
         ActCase("swiglu", sizes=(0, 0)),
+    ]
+    return found
+
+
+def backward_cases() -> list[ActCase]:
+    """Every activation with everything, and around one of each kind layouts, dtypes, raggedness and tiles."""
+    found = [ActCase(name, scale="fp32", reduce=True) for name in NAMES]
+    for name in ("gelu_tanh_approx", "swiglu"):
+        found += [
+            ActCase(name),
+            ActCase(name, False),
+            ActCase(name, False, reduce=True, config=PINGPONG),
+            ActCase(name, scale="bf16", batch=2, config=PINGPONG),
+            ActCase(name, scale="fp32", reduce=True, batch=2, n=200),
+            ActCase(name, dtype="fp16", c="fp16", out="fp16", post="fp32"),
+            ActCase(name, c="fp16", out="bf16", post="fp16"),
+            ActCase(name, m=300, n=520, k=136, scale="fp32", reduce=True, config=WIDE),
+            ActCase(name, m=300, n=520, k=136, scale="fp32", reduce=True, config=GemmConfig(256, 128)),
+            ActCase(name, n=150, odd=True, scale="fp32", reduce=True),
+            ActCase(name, n=151, odd=True),
+            ActCase(name, n=148),
+            ActCase(name, majors="mnnm", m=144),
+            ActCase(name, sizes=SIZES, scale="fp32", reduce=True),
+            ActCase(name, sizes=SIZES, config=DYNAMIC),
+            ActCase(name, sizes=SIZES, pool=40, scale="fp32", reduce=True, n=272),
+            ActCase(name, k=0, scale="fp32", reduce=True),
+            ActCase(name, m=0, scale="fp32", reduce=True),
+            ActCase(name, n=0, scale="fp32", reduce=True),
+            ActCase(name, m=1, n=16, k=8),
+            ActCase(name, m=8),
+        ]
+    found += [
+        ActCase("silu", c="fp32", out="fp32", post="fp32"),
+        ActCase("silu", majors="kkmn", m=144),
+        ActCase("relu", sizes=(0, 0), scale="fp32", reduce=True),
     ]
     return found

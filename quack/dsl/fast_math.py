@@ -19,6 +19,11 @@ def exp2(x: Float32) -> Float32:
     return Float32(cute.math.exp2(x, approx=True, ftz=True))
 
 
+def log2(x: Float32) -> Float32:
+    """lg2.approx.ftz.f32: absolute error at most 2^-22 for x in [0.5, 2], relative error 2^-22 elsewhere; -inf at 0."""
+    return Float32(cute.math.log2(x, approx=True, ftz=True))
+
+
 def reciprocal(x: Float32) -> Float32:
     """rcp.approx.ftz.f32: at most 1 ulp; 0 where 1/x is subnormal, that is for |x| > 2^126."""
     return cute.arch.rcp_approx(x)
@@ -39,14 +44,14 @@ def absolute(x: Float32) -> Float32:
     return Float32(cute.math.absf(x))
 
 
+def multiply_add(x: Float32, y: float, z: Float32) -> Float32:
+    """fma.rn.f32: x * y + z rounded once."""
+    return Float32(cute.math.fma(Float32(x), Float32(y), Float32(z)))
+
+
 def select(condition: Boolean, if_true: float, if_false: float) -> Float32:
     """selp.f32, where `a if c else b` would be a branch to the tracer."""
     return Float32(cutlass.select_(condition, Float32(if_true), Float32(if_false)))
-
-
-def log2(x: Float32) -> Float32:
-    """lg2.approx.ftz.f32: absolute error at most 2^-22 for x in [1/2, 2], else relative 2^-22; subnormals count as 0."""
-    return Float32(cute.math.log2(x, approx=True, ftz=True))
 
 
 def rsqrt(x: Float32) -> Float32:

@@ -7,6 +7,7 @@ import cutlass.cute as cute
 
 from ..activation import Activation, GatedActivation
 from ..cute_activation import ACTIVATIONS, GATED_ACTIVATIONS
+from ..dsl.schedule import behind, unknown_zero
 from .protocol import EpilogueContext, EpilogueFragment, EpilogueMixin, TileOutput
 
 
@@ -18,11 +19,13 @@ class Activate(EpilogueMixin):
     postact: Optional[TileOutput] = None
 
     def visit(self, ctx: EpilogueContext, state: None, frag: EpilogueFragment) -> None:
-        values = frag.mapped(ACTIVATIONS[self.activation].forward)
+        function = ACTIVATIONS[self.activation].forward
         if self.postact is None:
-            frag.acc = values
+            frag.acc = frag.mapped(function)
         else:
-            frag.put(self.postact, values)
+            # Otherwise ptxas computes those of later subtiles early, while it must keep acc as well, and spills.
+            zero = unknown_zero(ctx.rows + ctx.thread)
+            frag.put(self.postact, frag.mapped(lambda x: function(behind(zero, x))))
         return state
 
 

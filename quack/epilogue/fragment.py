@@ -10,11 +10,22 @@ lane % 4 and r lane / 4, per group of 8 columns:
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cutlass.cute as cute
-from cutlass import Float32
+from cutlass import Boolean, Float32, Int32
 
 from ..dsl.fast_math import select
+
+
+class BlockElement(NamedTuple):
+    """One of the eight elements of a 16 x 16 block that a thread holds: (row + 8 row_half, column + 8 col_half + parity), where
+    (row, column) is the first of them: row < 8, column < 8 and even, from the block's first."""
+
+    register: int
+    row_half: int
+    col_half: int
+    parity: int
 
 
 class MmaFragment:
@@ -44,6 +55,39 @@ class MmaFragment:
     def columns(elements: int) -> list[tuple[int, int]]:
         """Registers of the elements in one column, one entry per column."""
         return [(first + j, first + j + 2) for first in range(0, elements, 4) for j in range(2)]
+
+    @staticmethod
+    def blocks(elements: int) -> list[list[BlockElement]]:
+        """The thread's elements by 16 x 16 block, of which a fragment has a row; each block's first element first."""
+        places = [(row, col, parity) for col in range(2) for row in range(2) for parity in range(2)]
+        return [[BlockElement(first + v, *place) for v, place in enumerate(places)] for first in range(0, elements, 8)]
+
+    @staticmethod
+    def fold_rows(
+        fragment: cute.Tensor, op: Callable[[Float32, Float32], Float32]
+    ) -> tuple[list[Float32], list[Int32], Boolean]:
+        """Combine a fragment over the rows of each warp: (totals, the columns of the fragment they are of, whether they are
+        this lane's to speak for).
+
+        The eight lanes of a column exchange halves of what they hold: 8 + 4 + 2 shuffles for 16 columns, not 3 x 16.
+        """
+        lane = cute.arch.lane_idx()
+        totals = [op(fragment[top], fragment[bottom]) for top, bottom in MmaFragment.columns(cute.size(fragment))]
+        first, is_speaker = Int32(0), Boolean(True)  # first: which of the thread's columns totals[0] is of
+        for mask in MmaFragment.col_lanes:
+            is_upper = lane & mask != 0
+            half = len(totals) // 2
+            if half == 0:
+                totals = [op(totals[0], cute.arch.shuffle_sync_bfly(totals[0], mask))]
+                is_speaker = is_speaker & (lane & mask == 0)
+                continue
+            lower, upper = totals[:half], totals[half:]
+            kept = [select(is_upper, high, low) for low, high in zip(lower, upper)]
+            sent = [select(is_upper, low, high) for low, high in zip(lower, upper)]
+            totals = [op(own, cute.arch.shuffle_sync_bfly(other, mask)) for own, other in zip(kept, sent)]
+            first = first + Int32(is_upper) * half
+        indices = [first + i for i in range(len(totals))]
+        return totals, [8 * (i // 2) + lane % 4 * 2 + i % 2 for i in indices], is_speaker
 
     @staticmethod
     def halve(fragment: cute.Tensor, function: Callable[[Float32, Float32], Float32]) -> cute.Tensor:

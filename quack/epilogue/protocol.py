@@ -432,23 +432,16 @@ class EpilogueContext:
         op: cutlass.Constexpr,
     ):
         """Combine a fragment's values over the rows of each warp into the port's shared memory."""
-        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
         warp = self.thread // WARP_LANES
-        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n
-        is_leader = cute.arch.lane_idx() < min(self.layout.col_lanes)
-        for registers in cutlass.range_constexpr(len(self.layout.columns(cute.size(values)))):
-            column = self.layout.columns(cute.size(values))[registers]
-            value = values[column[0]]
-            for other in cutlass.range_constexpr(1, len(column)):
-                value = op(value, values[column[other]])
-            for mask in cutlass.range_constexpr(len(self.layout.col_lanes)):
-                value = op(value, cute.arch.shuffle_sync_bfly(value, self.layout.col_lanes[mask]))
-            place = base + local[frag.base + column[0]][1]
-            if is_leader:
+        totals, columns, is_speaker = self.layout.fold_rows(values, op)
+        # The subtile's first column of the tile: a slab has 64 rows, a warpgroup 128 threads.
+        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n + 2 * frag.base
+        if is_speaker:
+            for i in cutlass.range_constexpr(len(totals)):
                 if cutlass.const_expr(frag.slab == 0):
-                    scratch[place] = value
+                    scratch[base + columns[i]] = totals[i]
                 else:
-                    scratch[place] = op(scratch[place], value)
+                    scratch[base + columns[i]] = op(scratch[base + columns[i]], totals[i])
 
     @cute.jit
     def store_cols(self, port: BoundPort, op: cutlass.Constexpr):

@@ -71,6 +71,7 @@ RAGGED_COOPERATIVE = 1.06  # measured: how much longer cooperative tiles take th
 RAGGED_WIDE = 1.02  # the same for tiles of more than 128 columns: the power limit hits them harder
 GATHER_CLUSTERS = ((1, 1),)  # sharing B made copying threads wait for each other: slower at every size tried
 GATHER_BYTES_PER_NS = 24.0  # of A, one SM: what the copying warps reach beside the multiplication
+GROUPED_SWAP = 1.6  # measured, not understood: how much longer 64 problems of 64 to 4096 take as D^T
 GROUPED_L2_BYTES_PER_NS = 60.0  # as L2_BYTES_PER_NS where neighbouring tiles often belong to different problems
 
 
@@ -182,7 +183,9 @@ def choose_grouped(
         return choose(base, largest, sms, swapped)
 
     def grouped_ns(spec: GemmSpec) -> float:
-        return predict_grouped_ns(spec, [s.swapped() if spec.config.swap_ab else s for s in shapes], sms)
+        if spec.config.swap_ab:
+            return GROUPED_SWAP * predict_grouped_ns(spec, [s.swapped() for s in shapes], sms)
+        return predict_grouped_ns(spec, shapes, sms)
 
     return min(choices, key=grouped_ns)
 
@@ -190,13 +193,16 @@ def choose_grouped(
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
     """Modelled run time of one launch whose clusters draw tiles, longest K first."""
     config = spec.config
+    narrow = resources(spec.operands, config, spec.fast_accum, spec.epilogue).narrow_columns if spec.fast_accum else ()
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
         tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
-        full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
-        last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
-        tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
-        works += (full_rows + last_row) * config.cluster_m * tiles_n * tile
+        rows, rest_m = divmod(shape.m, config.tile_m * config.cluster_m)
+        last_row = 0.0 if rest_m == 0 else 0.5 if rest_m <= config.tile_m // 2 else 1.0  # short tiles multiply half
+        columns, rest_n = divmod(shape.n, config.tile_n * config.cluster_n)
+        fitting = [width for width in (*narrow, config.tile_n) if width >= min(rest_n, config.tile_n)]
+        last_column = 0.0 if rest_n == 0 else fitting[0] / config.tile_n
+        works += (rows + last_row) * config.cluster_m * (columns + last_column) * config.cluster_n * tile
         longest = max(longest, tile)
         moved += bytes_moved(spec, shape)
     return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)

@@ -129,11 +129,14 @@ def port_values(
     spec: the chosen configuration, None if nothing is computed; shape: the extents, of ragged M the sum of all.
     """
     values, allocated = [], {}
+    is_swapped = spec is not None and spec.config.swap_ab
     for term in terms:
         for port in term.ports:
             if port.value is Allocated.PARTIALS:
-                allocated[port.name] = _allocate(port.kind, spec, shape, is_batched, device)
-                values.append(allocated[port.name])
+                kind = _TRANSPOSED[port.kind] if is_swapped else port.kind
+                partials = _allocate(kind, spec, shape.swapped() if is_swapped else shape, is_batched, device)
+                allocated[port.name] = partials.mT if is_swapped else partials
+                values.append(partials)
             elif port.value is not None:
                 values.append(port.kernel_value())
     return tuple(values) or None, allocated
@@ -142,11 +145,13 @@ def port_values(
 def _allocate(
     kind: PortKind, spec: Optional[GemmSpec], shape: GemmShape, is_batched: bool, device: torch.device
 ) -> torch.Tensor:
-    if spec is None:
-        return torch.empty((0, 0), dtype=torch.float32, device=device)
-    config = spec.config
-    extents: tuple[int, ...] = (shape.m, -(-shape.n // config.tile_n))
-    if kind is PortKind.COL_PARTIALS:
+    extents: tuple[int, ...]
+    if spec is None:  # nothing is computed: partials of no tiles
+        extents = (shape.m, 0) if kind is PortKind.ROW_PARTIALS else (0, shape.n)
+    elif kind is PortKind.ROW_PARTIALS:
+        extents = (shape.m, -(-shape.n // spec.config.tile_n))
+    else:
+        config = spec.config
         shares = 1 if config.pingpong else mma_warpgroups(config)
         extents = (-(-shape.m // config.tile_m) * shares, shape.n)
     return torch.empty((*((shape.batch,) if is_batched else ()), *extents), dtype=torch.float32, device=device)

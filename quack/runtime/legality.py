@@ -7,7 +7,8 @@ from typing import Optional
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
 from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
-from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, GemmSpec, UnsupportedGemm, is_user_code
+from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
+from .symmetric_rules import symmetric_refusals
 
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
@@ -49,7 +50,7 @@ def legality(spec: GemmSpec) -> Legality:
 def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     """What ragged problems ask of layouts and schedules."""
     operands, config = spec.operands, spec.config
-    if spec.adapter == DENSE:
+    if spec.adapter in (DENSE, SYMMETRIC):
         return
     if spec.adapter == GROUPED:
         if not config.is_persistent:
@@ -146,6 +147,7 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
 
 
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
+    yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
     yield from _adapter_refusals(spec)
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)

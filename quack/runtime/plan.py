@@ -167,17 +167,19 @@ class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
     spec = None
-    is_batched = False
-    shape = GemmShape(0, 0, 0)
     a_bytes = b_bytes = d_bytes = 0
     device = -1
+
+    def __init__(self, request: GemmRequest):
+        self.shape = product_extents(request)
+        self.is_batched = request.out.dim() == 3
 
     def run(self, A: object, B: object, C: object, out: object, ports: object, arguments: object = None) -> None:
         """Leaves the empty output as it is."""
 
 
 def check_aliases(request: GemmRequest) -> None:
-    """`out` may share memory with C if they are the same tensor, and with nothing else."""
+    """`out` may share memory with C if they are the same tensor, and with nothing else; tile outputs with nothing at all."""
     out, C = request.out, request.C
     if C is not None and overlaps(out, C):
         if (out.data_ptr(), out.stride(), out.dtype) != (C.data_ptr(), C.stride(), C.dtype):
@@ -187,11 +189,17 @@ def check_aliases(request: GemmRequest) -> None:
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
     others["batch_idx_permute"] = request.batch_idx_permute
+    tiles: dict[str, Any] = {}
     for term in (*request.leading, *request.epilogue):
-        others |= {port.name: port.value for port in term.ports}
-    for name, tensor in others.items():
+        for port in term.ports:
+            (tiles if port.kind is PortKind.TILE_OUTPUT else others)[port.name] = port.value
+    for name, tensor in (others | tiles).items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
+    for name, tensor in (others | {"C": C}).items() if tiles else ():
+        for tile_name, tile in tiles.items():
+            if isinstance(tensor, torch.Tensor) and isinstance(tile, torch.Tensor) and overlaps(tile, tensor):
+                raise ValueError(f"{tile_name} overlaps {name} in memory: pass a {tile_name} of its own")
 
 
 def check_indices(request: GemmRequest) -> None:
@@ -204,7 +212,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     """Validate, choose, compile or load. Raises ValueError, TypeError or UnsupportedGemm before any device work."""
     shape, base, swapped, copies = describe_request(request)
     if 0 in (shape.m, shape.n, shape.batch):
-        return EmptyPlan()
+        return EmptyPlan(request)
     device = device_of(request.A)
     base = replace(base, arch=device.arch)
     if swapped is not None:

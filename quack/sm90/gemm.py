@@ -66,7 +66,6 @@ DRAW_WARP = 1
 LOAD_C_WARP = 2
 GATHER_WARP = 3  # helps LOAD_WARP
 WARPGROUP_THREADS = 128
-NARROW_STEP = 64  # columns
 SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
 
 
@@ -121,15 +120,9 @@ class GemmSm90(GemmBase):
         if self.resources.ab_stages < 2:
             raise ValueError(f"{self.config} leaves room for {self.resources.ab_stages} operand stages")
         self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
+        self.narrow_columns = self.resources.narrow_columns if self.has_narrow_tiles and self.fast_accum else ()
         self.warpgroups = self.resources.mma_warpgroups
         self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
-
-    @property
-    def narrow_columns(self) -> tuple[int, ...]:
-        """Numbers of columns fewer than tile_n for which there is a main loop of its own: whole swizzle atoms of B."""
-        if not self.has_narrow_tiles or self.config.tile_n % NARROW_STEP or not self.fast_accum:
-            return ()
-        return tuple(range(NARROW_STEP, self.config.tile_n, NARROW_STEP))[-2:]
 
     # ---- host set-up ----------------------------------------------------------------------------------------------
 
@@ -597,7 +590,7 @@ class GemmSm90(GemmBase):
         another_follows: Boolean,
         state: PipelineState,
     ) -> PipelineState:
-        """The main loop over no more columns than the problem has left, in steps of `narrow_columns`."""
+        """The main loop over no more columns than the problem has left, as far as there are loops for that."""
         columns, narrow = self.config.tile_n, self.narrow_columns if slabs > 0 else ()
         left = ctx.cols - ctx.col
         if cutlass.const_expr(len(narrow) == 0):
@@ -632,11 +625,10 @@ class GemmSm90(GemmBase):
     ) -> PipelineState:
         """The wgmma of the first `slabs` slabs and `columns` columns, one k tile in flight behind the one being issued. Other
         accumulators become zero."""
-        if cutlass.const_expr(slabs < self.resources.slabs or columns < self.config.tile_n):
-            team.accumulators.fill(0.0)
-        elif k_tiles == 0:
+        if k_tiles == 0:
             team.accumulators.fill(0.0)
         if cutlass.const_expr(slabs == 0):
+            team.accumulators.fill(0.0)
             for _ in cutlass.range(k_tiles, unroll=1):
                 cta.ab.consumer_wait(state)
                 cta.ab.consumer_release(state)
@@ -658,11 +650,21 @@ class GemmSm90(GemmBase):
             state.advance()
         self.hand_over(team, another_follows)
         warpgroup.wait_group(0)
+        self.fill_rest(team, slabs, columns)
         if k_tiles > 0:
             last = state.clone()
             last.reverse()
             cta.ab.consumer_release(last)
         return state
+
+    @cute.jit
+    def fill_rest(self, team: "MmaTeam", slabs: cutlass.Constexpr[int], columns: cutlass.Constexpr[int]):
+        """Zero the accumulators of all but the first `slabs` slabs and `columns` columns."""
+        registers = self.config.tile_n // 2  # of one slab
+        for slab in cutlass.range_constexpr(self.resources.slabs):
+            computed = columns // 2 if cutlass.const_expr(slab < slabs) else 0
+            for v in cutlass.range_constexpr(computed, registers):
+                team.accumulators[slab * registers + v] = Float32(0.0)
 
     @cute.jit
     def multiply_promoting(
@@ -838,7 +840,7 @@ class MmaTeam:
     """What one MMA warpgroup holds for the whole kernel.
 
     index: which warpgroup; share: which of a tile's interleaved slabs are its (0 for ping-pong).
-    mmas: by number of columns, see `narrow_columns`.
+    mmas: by number of columns: `narrow_columns` and the whole tile.
     slab_mma: the same MMA for one warpgroup alone; partitions a 64-row slab in accumulator order.
     """
 

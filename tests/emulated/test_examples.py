@@ -35,3 +35,10 @@ def test_the_mixture_of_experts_learns():
         losses = example("moe").train("cpu")
     assert all(later < earlier for earlier, later in zip(losses, losses[1:]))
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_mlp_learns():
+    with quack.emulator.use("sm90", sms=8, schedule="latest"):
+        losses = example("06_mlp").train("cpu", rows=64)
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:]))
+    assert losses[-1] < 0.4 * losses[0]

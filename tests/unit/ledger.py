@@ -5,6 +5,7 @@ python tests/unit/ledger.py --write     rewrite it (after a deliberate change of
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.runtime.compile import kernel_facts, toolchain
 from quack.runtime.spec import GATHER_K, GATHER_M, GROUPED, VARLEN_M, GemmSpec
+from quack.runtime.symmetric import symmetric_spec
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
@@ -108,6 +110,7 @@ def shipped() -> dict[str, GemmSpec]:
             "bf16 user's softcap and C",
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
+    rows |= {f"{name} {spec.config}": spec for name, spec in symmetric()}
     return rows
 
 
@@ -115,6 +118,20 @@ def users_softcap() -> EpilogueOpSpec:
     """What `gemm` makes of a function: a tanh and a division for each element."""
     function = quack.pointwise(lambda acc, cap: cap * quack.ops.tanh(acc / cap))
     return EpilogueOpSpec(function(cap=30.0).name(), (PortSpec(PortKind.SCALAR, PortSource.HOST),))
+
+
+def symmetric() -> Iterator[tuple[str, GemmSpec]]:
+    """Square tiles stored twice: by TMA, by element, with C, in fp32."""
+    linear = tuple(op for op in full_epilogue() if op.mixin in (LINEAR + "ScaleAccumulator", LINEAR + "AddScaledC"))
+    large, small = GemmConfig(128, 128, pingpong=True), GemmConfig(64, 64, pingpong=True)
+    for config in (large, small, GemmConfig(128, 128, cluster_m=1, cluster_n=2)):
+        yield "symmetric bf16", symmetric_spec(gemm(config, operands()))
+        for d, align in ((Dtype.BF16, 16), (Dtype.BF16, 2), (Dtype.FP32, 16), (Dtype.FP32, 4)):
+            specs = operands(d=d, align=align)
+            with_c = gemm(config, specs._replace(c=specs.d), epilogue=linear)
+            yield f"symmetric bf16 -> {d.value} with C" + ", unaligned" * (align < 16), symmetric_spec(with_c)
+    yield "symmetric bf16 dynamic", symmetric_spec(gemm(replace(large, is_dynamic_persistent=True), operands()))
+    yield "symmetric bf16 single", symmetric_spec(gemm(replace(large, is_persistent=False), operands()))
 
 
 def facts(spec: GemmSpec) -> dict[str, int]:

@@ -1,0 +1,99 @@
+"""Stochastic rounding to bf16: up with the probability that makes the expected result exact.
+
+fp32 has 16 bits below bf16's last. Adding 16 uniformly random ones to them and dropping all 16 rounds x away from zero with
+probability low / 65536, `low` being what is dropped: unbiased, and exact where x is a bf16 number. The store's own rounding
+then has nothing left to round. Infinities stay, NaN stays NaN, and what exceeds the largest bf16 number becomes that or
+infinity.
+
+The random bits are a function of (seed, problem, row, column) alone: of no tile, schedule or architecture, and of the row and
+column of the user's D where the kernel computes D^T. They are Philox4x32 with 7 rounds (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011; 7 rounds pass BigCrush there), whose 128 bits serve eight elements:
+
+    counter = (row // 16 * 8 + row % 8, column // 16 * 4 + column % 8 // 2, problem, 0), key = (seed, 0)
+    half    = row // 8 % 2 * 4 + column // 8 % 2 * 2 + column % 2        of the low halves of the four words, then the high
+
+which are the eight that one thread holds of a 16 x 16 block of a wgmma or mma.sync accumulator: 5 instructions an element.
+"""
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Uint32
+
+from .protocol import EpilogueContext, EpilogueFragment, EpilogueMixin, Integer
+
+ROUNDS = 7
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: tuple[Uint32, Uint32, Uint32, Uint32], seed: Uint32) -> tuple[Uint32, Uint32, Uint32, Uint32]:
+    """Philox4x32-7 with key (seed, 0): four random words."""
+    c0, c1, c2, c3 = counter
+    for i in range(ROUNDS):
+        low_key, high_key = seed + Uint32(i * WEYL[0] & 0xFFFFFFFF), Uint32(i * WEYL[1] & 0xFFFFFFFF)
+        product0 = cute.arch.mul_wide(c0, Uint32(MULTIPLIERS[0]))
+        product1 = cute.arch.mul_wide(c2, Uint32(MULTIPLIERS[1]))
+        high0, high1 = Uint32(product0 >> 32), Uint32(product1 >> 32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ low_key, Uint32(product1), high0 ^ c3 ^ high_key, Uint32(product0)
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class RoundStochastically(EpilogueMixin):
+    """acc <- a neighbouring bf16 number. The last mixin of a chain whose D is bf16 and has all columns.
+
+    seed: 0 <= seed < 2^31.
+    """
+
+    seed: Integer
+
+    def begin(self, ctx: EpilogueContext) -> Int32:
+        return ctx.load_integer(self.seed)
+
+    def visit(self, ctx: EpilogueContext, state: Int32, frag: EpilogueFragment) -> Int32:
+        places = ctx.coordinates(frag)
+        bits = cute.recast_tensor(frag.acc, Uint32)
+        for block in ctx.layout.blocks(cute.size(frag.acc)):
+            for register, noise in self.block_noise(Uint32(ctx.problem), Uint32(state), block, places):
+                is_number = frag.acc[register] == frag.acc[register]
+                rounded = (bits[register] + noise) & Uint32(0xFFFF0000)
+                bits[register] = Uint32(cutlass.select_(is_number, rounded, bits[register]))
+        return state
+
+    def block_noise(self, problem: Uint32, seed: Uint32, block: list, places: list) -> list[tuple[int, Uint32]]:
+        """(register, 16 random bits) of every element of one block."""
+        row, col = places[block[0].register]
+        words = random_words(row, col, problem, seed)
+        return [(e.register, half_word(words, 4 * e.row_half + 2 * e.col_half + e.parity)) for e in block]
+
+
+@dataclass(frozen=True)
+class RoundStochasticallyTransposed(RoundStochastically):
+    """The same bits where the kernel computes D^T: its columns are D's rows, so a block needs two counters."""
+
+    def block_noise(self, problem: Uint32, seed: Uint32, block: list, places: list) -> list[tuple[int, Uint32]]:
+        found = []
+        for parity in range(2):
+            elements = [e for e in block if e.parity == parity]
+            col, row = places[elements[0].register]
+            words = random_words(row, col, problem, seed)
+            is_odd = col % 2 == 1
+            for e in elements:
+                half = 4 * e.col_half + 2 * e.row_half
+                even, odd = half_word(words, half), half_word(words, half + 1)
+                found.append((e.register, Uint32(cutlass.select_(is_odd, odd, even))))
+        return found
+
+
+def random_words(row: Int32, col: Int32, problem: Uint32, seed: Uint32) -> tuple[Uint32, ...]:
+    """The 128 bits of the block that element (row, col) of D belongs to."""
+    line, column = row // 16 * 8 + row % 8, col // 16 * 4 + col % 8 // 2
+    return philox((Uint32(line), Uint32(column), problem, Uint32(0)), seed)
+
+
+def half_word(words: tuple[Uint32, ...], half: int) -> Uint32:
+    """One of eight 16-bit numbers: the low halves of the words, then the high ones."""
+    word = words[half % 4]
+    return word & Uint32(0xFFFF) if half < 4 else word >> Uint32(16)
