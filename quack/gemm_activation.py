@@ -361,15 +361,16 @@ gemm_dact_tuned, gemm_dgated_tuned = _DactTuned(), _DgatedTuned()
 # ---- what the functions share -----------------------------------------------------------------------------------------
 
 
+_BY_NAME: dict[Optional[str], AnyActivation] = {f.value: f for f in (*Activation, *GatedActivation)}
+
+
 def activation_of(name: ActivationName) -> AnyActivation:
-    """The activation of this name, gated or not; ValueError names all of them."""
-    if isinstance(name, GatedActivation) or name in [gated.value for gated in GatedActivation]:
-        return GatedActivation.of(name)
-    try:
-        return Activation.of(name)
-    except ValueError:
-        legal = ", ".join(repr(f.value) for f in (*Activation, *GatedActivation))
-        raise ValueError(f"activation is {name!r}, expected one of {legal}") from None
+    """The activation of this name, gated or not; ValueError names all of them. torch.compile can trace it: no enum is iterated."""
+    if isinstance(name, (Activation, GatedActivation)):
+        return name
+    if (name is None or isinstance(name, str)) and name in _BY_NAME:
+        return _BY_NAME[name]
+    raise ValueError(f"activation is {name!r}, expected one of {', '.join(map(repr, _BY_NAME))}")
 
 
 def product_shape(A: torch.Tensor, B: torch.Tensor, A_idx: Optional[torch.Tensor]) -> tuple[int, ...]:
