@@ -27,7 +27,10 @@ from .runtime.spec import UnsupportedGemm
 AnyActivation = Union[Activation, GatedActivation]
 ActivationName = Union[str, None, AnyActivation]
 Outputs = tuple[Optional[torch.Tensor], torch.Tensor]  # (preact, postact)
-Gradients = tuple[Optional[torch.Tensor], ...]  # (dx, postact) or (dx, postact, reduction)
+# (dx, postact) or (dx, postact, reduction)
+Gradients = Union[
+    tuple[torch.Tensor, Optional[torch.Tensor]], tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]
+]
 
 _FORWARD, _BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
 PAIR_DTYPES = (torch.bfloat16, torch.float16)

@@ -97,12 +97,27 @@ class EpilogueIO:
 
 
 class EpiloguePlan:
-    """Commit policy mixin: `commit` hands one finished subtile to memory, `drain` waits for what is in flight."""
+    """Commit policy: what happens to a finished subtile. A mixin of the kernel class, so `self` is the kernel.
 
-    def commit(self, ctx, io, frag, state: EpilogueState) -> EpilogueState:
+    To write one, subclass it or `DefaultCommit` and pass the class, `quack.gemm(..., commit=MyCommit)`. It takes no arguments;
+    what it needs from the host are ports of an epilogue mixin. With a commit policy of a user A and B never change places,
+    so rows are rows of D.
+    """
+
+    def commit(
+        self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: EpilogueState
+    ) -> EpilogueState:
+        """Device, all 128 threads of a warpgroup, once per subtile, after the mixins' `visit`. Returns the next state.
+
+        The subtile's first element of D is (ctx.row + ctx.slab_rows[frag.slab], ctx.col + frag.subtile * io.epi_n), it has
+        SLAB_M rows and io.epi_n columns; a thread's elements are frag.acc, at `ctx.coordinates(frag)`. May change frag.acc;
+        may hand on to `DefaultCommit.commit`, or not, if all threads of the warpgroup decide the same (it has a barrier) and
+        the returned state is the one of the branch taken. Decorate it with `@cute.jit` if it decides at run time.
+        """
         raise NotImplementedError
 
     def drain(self, is_store_warp: cutlass.Boolean):
+        """Device, once per kernel after the last tile, same threads: wait for stores that still read shared memory."""
         raise NotImplementedError
 
 

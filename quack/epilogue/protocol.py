@@ -27,7 +27,8 @@ compiled depends only on the class, the statics and the `PortSpec`s, never on va
 | `RowPartials` | fp32 (M, tiles of N), (L, M, ...) | `ctx.row_state`, `ctx.reduce_rows`, `ctx.store_rows` |
 | `ColPartials` | fp32 (row blocks, N), (L, ...) | `ctx.reduce_cols`, `ctx.store_cols` |
 
-A port annotated `Optional[...]` may be None on the host, and is None in the kernel then.
+A port annotated `Optional[...]` may be None on the host, and is None in the kernel then; an optional output is True on the
+host to have the call allocate it. Other outputs need not be given.
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -131,16 +132,16 @@ def _fake_port(port: PortSpec) -> Any:
     return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)
 
 
-def write_entry(spec: GemmSpec, path: str) -> None:
+def write_entry(spec: GemmSpec, path: str, extra_options: str = "") -> None:
     """Compile `spec` and write its cache entry: the relocatable object (host stub with the cubin inside).
 
     A path that ends in EMULATED_SUFFIX becomes a zip file of the object and the PTX.
     """
     if not path.endswith(EMULATED_SUFFIX):
-        _export(trace(spec), path)
+        _export(trace(spec, extra_options), path)
         return
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(path, "w") as archive:
-        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch}")
+        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch} {extra_options}")
         _export(compiled, f"{scratch}/{OBJECT_MEMBER}")
         archive.write(f"{scratch}/{OBJECT_MEMBER}", OBJECT_MEMBER)
         archive.writestr(PTX_MEMBER, compiled.__ptx__)
@@ -295,13 +296,36 @@ def emulated_entry(spec: GemmSpec) -> tuple[Path, str, str]:
 
 def _build(spec: GemmSpec, path: Path) -> None:
     if _needs_this_process(spec):
-        with _in_process:
-            try:
-                write_entry(spec, str(path))
-            except Exception as exc:
-                raise CompileError(f"an epilogue or commit policy of yours does not compile: {exc}\nin {spec}") from exc
+        _build_user_code(spec, path)
     else:
         _worker.compile(spec, path)
+
+
+def _build_user_code(spec: GemmSpec, path: Path) -> None:
+    """In this process. `legality` cannot know what a user's class holds in registers, so say what ptxas found."""
+    with tempfile.TemporaryDirectory() as scratch, _in_process:
+        remarks = Path(scratch) / "remarks.yaml"
+        try:
+            write_entry(spec, str(path), _remark_options(remarks))
+        except Exception as exc:
+            raise CompileError(f"an epilogue or commit policy of yours does not compile: {exc}\nin {spec}") from exc
+        spilled = _spilled_bytes(remarks.read_text())
+    if spilled:
+        names = ", ".join(name for name in (*(op.mixin for op in spec.epilogue), spec.plan) if is_user_code(name))
+        warnings.warn(
+            f"{names} spills {spilled} bytes of registers with {spec.config}, which is slow: hold less in the state, or pin a "
+            "smaller tile_n with quack.gemm_tuned.fn(..., config=quack.GemmConfig(...))",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _remark_options(path: Path) -> str:
+    return f"--remark-filter .* --remark-output {path}"
+
+
+def _spilled_bytes(remarks: str) -> int:
+    return sum(int(n) for n in re.findall(r"(\d+) bytes spill", remarks))
 
 
 # ---- cross-compilation facts ------------------------------------------------------------------------------------------
@@ -312,7 +336,7 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, _in_process:
         remarks = Path(scratch) / "remarks.yaml"
         start = time.perf_counter()
-        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch} --remark-filter .* --remark-output {remarks}")
+        compiled = trace(spec, f"--keep-ptx --dump-dir={scratch} {_remark_options(remarks)}")
         seconds = time.perf_counter() - start
         ptx = compiled.__ptx__
         report = remarks.read_text()
@@ -322,7 +346,7 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
     return {
         "registers": max(map(int, used)),  # of the larger kernel, if there are two
         "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
-        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
+        "spill_bytes": _spilled_bytes(report),
         "smem_bytes": max(map(int, allocated)),
         "wgmma": ptx.count("wgmma.mma_async"),
         "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),

@@ -134,6 +134,11 @@ def check_static(where: str, value: Any) -> None:
         )
 
 
+def is_frozen(cls: Any) -> bool:
+    """Whether a dataclass was made with frozen=True."""
+    return bool(cls.__dataclass_params__.frozen)
+
+
 def typed_repr(value: Any) -> str:
     """Tells 1, 1.0 and True apart, which are equal, and 0.0 and -0.0."""
     if isinstance(value, tuple):
@@ -205,7 +210,7 @@ class _Reader:
         if isinstance(value, functools.partial):
             keywords = tuple((name, self.key(v, f"{where}({name}=)")) for name, v in sorted(value.keywords.items()))
             return "partial", self.key(value.func, where), self.key(value.args, where), keywords
-        if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
+        if dataclasses.is_dataclass(value) and is_frozen(type(value)):
             fields = tuple(
                 (f.name, self.key(getattr(value, f.name), f"{where}.{f.name}")) for f in dataclasses.fields(value)
             )
@@ -334,7 +339,7 @@ class _Reader:
 
     # ---- classes ------------------------------------------------------------------------------------------------------
 
-    def cls(self, cls: type, where: str) -> tuple:
+    def cls(self, cls: Any, where: str) -> tuple:
         """Bases and attributes. What only the host runs is left out of mixins and plans."""
         bases = tuple(self.key(base, f"{where}({base.__name__})") for base in cls.__bases__)
         fields: tuple = tuple(getattr(cls, "__annotations__", {}))

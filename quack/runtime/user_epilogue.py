@@ -14,7 +14,7 @@ from .epilogue import Allocated, Port, Term
 from .plan import GemmRequest
 from .pointwise import PointwiseEpilogue, PointwiseFactory, pointwise
 from .spec import UnsupportedGemm
-from .user_code import Content, check_static, content_of, register, typed_repr
+from .user_code import Content, check_static, content_of, is_frozen, register, typed_repr
 
 PROTOCOL, PLAN = "quack.epilogue.protocol", "quack.gemm_epilogue_plan"
 EXPECTED = (
@@ -96,7 +96,7 @@ def _mixin_term(mixin: Any, prefix: str, request: GemmRequest) -> Term:
     cls = type(mixin)
     kinds, optional = cls.port_kinds(), cls.optional_ports()
     fields = dataclasses.fields(mixin) if dataclasses.is_dataclass(mixin) else ()
-    if {*kinds, *getattr(mixin, "__dict__", ())} - {f.name for f in fields} or (fields and not _is_frozen(cls)):
+    if {*kinds, *getattr(mixin, "__dict__", ())} - {f.name for f in fields} or (fields and not is_frozen(cls)):
         raise TypeError(f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above the class")
     ports = tuple(
         _port(prefix + name, kind, getattr(mixin, name), name in optional, request) for name, kind in kinds.items()
@@ -110,10 +110,6 @@ def _mixin_term(mixin: Any, prefix: str, request: GemmRequest) -> Term:
         _check_c(cls, request)
     name = _mixin_name(cls, statics)
     return Term(name, ports, statics, swapped=name if cls.is_pointwise else None, uses_c=cls.needs_c)
-
-
-def _is_frozen(cls: Any) -> bool:
-    return bool(cls.__dataclass_params__.frozen)
 
 
 def _mixin_name(cls: type, statics: tuple[tuple[str, Any], ...]) -> str:
@@ -138,11 +134,13 @@ def _check_c(cls: type, request: GemmRequest) -> None:
 
 
 def _port(name: str, kind: PortKind, value: Any, is_optional: bool, request: GemmRequest) -> Port:
+    is_wanted = value is True if is_optional else value is None  # an output that the call allocates
     if kind in PARTIALS:
-        if isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} is allocated by the call, whose tile decides its shape: leave it None")
-        return Port(name, kind, None if is_optional and value is None else Allocated.PARTIALS)
-    if kind is PortKind.TILE_OUTPUT and value is None and not is_optional:
+        if value is not None and not is_wanted:
+            allow = "None, or True to get it" if is_optional else "None"
+            raise TypeError(f"{name} is allocated by the call, whose tile decides its shape: leave it {allow}")
+        return Port(name, kind, Allocated.PARTIALS if is_wanted else None)
+    if kind is PortKind.TILE_OUTPUT and is_wanted:
         value = torch.empty_like(request.out)
     if value is None and not is_optional:
         raise TypeError(f"{name} is None, expected a {_expected(kind)}; annotate it Optional[...] to allow None")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import quack
 from quack.activation import Activation, GatedActivation
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
@@ -104,8 +105,21 @@ def shipped() -> dict[str, GemmSpec]:
     bias = (EpilogueOpSpec(LINEAR + "RowBias", (table,)),)
     for config in (replace(drawn, tile_n=192), cooperative):
         add("bf16 grouped", gemm(config, operands(), adapter=GROUPED, epilogue=bias))
+    for config in (cooperative, GemmConfig(256, 128), pingpong):
+        add("bf16 user's softcap", gemm(config, operands(), epilogue=(users_softcap(),)))
+        with_c = operands()._replace(c=operands().d)
+        add(
+            "bf16 user's softcap and C",
+            gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
+        )
     rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms())}
     return rows
+
+
+def users_softcap() -> EpilogueOpSpec:
+    """What `gemm` makes of a function: a tanh and a division for each element."""
+    function = quack.pointwise(lambda acc, cap: cap * quack.ops.tanh(acc / cap))
+    return EpilogueOpSpec(function(cap=30.0).name(), (PortSpec(PortKind.SCALAR, PortSource.HOST),))
 
 
 def symmetric() -> Iterator[tuple[str, GemmSpec]]:

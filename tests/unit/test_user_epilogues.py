@@ -423,6 +423,7 @@ def test_outputs():
     assert made.outputs == ("epilogue[0].row_max", "epilogue[1].tile", "epilogue[1].rows", "epilogue[1].maybe")
     halves = [p.is_halved for p in made.request.epilogue[1].ports]
     assert halves == [False, False, True, False]
+    assert call(Outputs(maybe=True, maybe_columns=True), C=C).outputs == ("tile", "rows", "maybe", "maybe_columns")
     assert call(lambda acc: acc).outputs == ()
 
 
