@@ -56,7 +56,7 @@ LAYERS = {
     "quack.grouped": 6,
     "quack.gemm_activation": 6,
     "quack.gemm_norm": 6,
-    "quack.gemm_reduce": 6,
+    "quack.gemm_reduction": 6,
     "quack.rms_final_reduce": 6,
     "quack.gemm_symmetry": 6,
     "quack.linear": 6,
