@@ -27,7 +27,10 @@ from .runtime.spec import UnsupportedGemm
 AnyActivation = Union[Activation, GatedActivation]
 ActivationName = Union[str, None, AnyActivation]
 Outputs = tuple[Optional[torch.Tensor], torch.Tensor]  # (preact, postact)
-Gradients = tuple[Optional[torch.Tensor], ...]  # (dx, postact) or (dx, postact, reduction)
+# (dx, postact) or (dx, postact, reduction)
+Gradients = Union[
+    tuple[torch.Tensor, Optional[torch.Tensor]], tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]
+]
 
 _FORWARD, _BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
 PAIR_DTYPES = (torch.bfloat16, torch.float16)
@@ -462,8 +465,9 @@ def _launch_forward(
     dynamic: bool,
     concat_layout: Optional[tuple[str, ...]],
     config: Optional[GemmConfig] = None,
+    leading: tuple[Term, ...] = (),
 ) -> None:
-    """D is preact and postact a further output, or D is postact alone."""
+    """D is preact and postact a further output, or D is postact alone. leading: mixins before C."""
     is_gated = isinstance(function, GatedActivation)
     port = Port("postact_out", PortKind.TILE_OUTPUT, None if preact is None else postact, is_halved=is_gated)
     mixin = _FORWARD + ("Gate" if is_gated else "Activate")
@@ -480,6 +484,7 @@ def _launch_forward(
             cu_seqlens_m=cu_seqlens_m,
             A_idx=A_idx,
             concat_layout=concat_layout,
+            leading=leading,
             epilogue=(term,),
             halves_out=is_gated and preact is None,
         )

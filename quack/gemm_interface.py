@@ -141,7 +141,7 @@ _ROUNDING = "quack.epilogue.rounding:RoundStochastically"
 def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor) -> tuple[Term, ...]:
     """The mixin that rounds to `out` as `rounding_mode` says; none for rounding to nearest, which is what stores do.
 
-    ValueError: no such mode; UnsupportedGemm: out is not bf16.
+    ValueError: no such mode or seed; UnsupportedGemm: out is not bf16.
     """
     if rounding_mode is None or rounding_mode == RoundingMode.RN:
         return ()
@@ -155,6 +155,8 @@ def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor
             f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}",
             "a bf16 out, or RoundingMode.RN",
         )
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:  # here, because a cached plan does not look at values
+        raise ValueError(f"sr_seed is {seed!r}, expected an int in [0, 2^31)")
     return (Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed"),)
 
 

@@ -9,26 +9,36 @@ factor per row commutes with the second product:
 Shapes, dtypes, strides and errors as in `gemm_interface`. Not differentiable by themselves.
 """
 
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 
-from .activation import Activation, GatedActivation
-from .activation_ref import reference
+from .gemm_activation import (
+    ActivationName,
+    AnyActivation,
+    Outputs,
+    _default_dtype,
+    _launch_forward,
+    _operand_names,
+    _output_of,
+    activation_of,
+    apply_ref,
+    postact_shape,
+    product_ref,
+    product_shape,
+)
 from .gemm_config import GemmConfig
-from .gemm_interface import _check_out_dtype, _output, launch_with_epilogue
+from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with_epilogue
 from .gemm_port import PortKind
 from .gemm_reduce import row_reduction
 from .reduction import Reduction
 from .rms_final_reduce import rms_final_reduce
-from .runtime.concat import concat_names, interleaved
+from .runtime.concat import interleaved
 from .runtime.epilogue import Port, Term
 from .runtime.plan import GemmRequest
 from .runtime.spec import UnsupportedGemm
 
 _SCALE = "quack.epilogue.scale:"
-_ACTIVATION = "quack.epilogue.activation:"
-AnyActivation = Union[Activation, GatedActivation]
 
 
 def scale_rows(name: str, scale: torch.Tensor) -> Term:
@@ -138,14 +148,21 @@ def gemm_rms_ref(
     out: Optional[torch.Tensor] = None,
     out_dtype: Optional[torch.dtype] = None,
     eps: float = 1e-6,
+    *,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gemm_rms` in plain torch: in fp32, or in float64 if A is."""
-    product = _product_ref(A, B)
+    product = product_ref(A, B, cu_seqlens_m, A_idx)
     if C is not None:
         product = product + C.to(product.dtype)
     rstd = (product.square().sum(-1) / max(1, product.shape[-1]) + eps).rsqrt()
     if norm_weight is not None:
-        product = product * norm_weight.to(product.dtype).unsqueeze(-2)
+        weight = norm_weight.to(product.dtype)
+        if cu_seqlens_m is not None and weight.dim() == 2:
+            product = product * weight.repeat_interleave(cu_seqlens_m.diff().long(), dim=0)
+        else:
+            product = product * weight.unsqueeze(-2)
     return _store_ref(product, out, out_dtype or _default_dtype(A)), rstd
 
 
@@ -157,7 +174,7 @@ def gemm_norm_act(
     B: torch.Tensor,
     rstd: Optional[torch.Tensor] = None,
     C: Optional[torch.Tensor] = None,
-    activation: Union[str, AnyActivation, None] = None,
+    activation: ActivationName = None,
     preact_out: Optional[torch.Tensor] = None,
     postact_out: Optional[torch.Tensor] = None,
     out_dtype: Optional[torch.dtype] = None,
@@ -168,33 +185,36 @@ def gemm_norm_act(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
-) -> tuple[Optional[torch.Tensor], torch.Tensor]:
+) -> Outputs:
     """(preact, postact): preact = rstd[:, None] * (A @ B) + C, postact = activation(preact).
 
     rstd (M,), (L, M) or (total_m,), any float dtype, None for ones. activation: see `quack.activation`; gated ones combine
     columns 2j (gate) and 2j + 1 (up), so postact has N / 2 columns. preact is None unless `store_preact` or `preact_out` asks
     for it; out_dtype is its dtype. concat_layout: names out of "A", "B", "C", as in `gemm`.
     """
-    kind = parse_activation(activation)
-    for tensor, dtype in ((preact_out, out_dtype), (postact_out, postact_dtype)):
-        if tensor is not None:
-            _check_out_dtype(tensor, dtype)
-    if preact_out is None and store_preact:
-        preact_out = _output(A, B, out_dtype, None, A_idx)
-    if postact_out is None:
-        postact_out = _output(A, B, postact_dtype, None, A_idx)
-        if isinstance(kind, GatedActivation):
-            postact_out = postact_out.new_empty((*postact_out.shape[:-1], B.shape[-1] // 2))
-    names = _input_names(concat_layout)
+    function, names = activation_of(activation), _operand_names(concat_layout)
+    shape = product_shape(A, B, A_idx)
+    postact = _output_of("postact_out", postact_out, "postact_dtype", postact_dtype, postact_shape(function, shape), A)
+    preact = None
+    if store_preact or preact_out is not None:
+        preact = _output_of("preact_out", preact_out, "out_dtype", out_dtype, shape, A)
     if torch.compiler.is_compiling():
         _norm_act_op(
-            A, B, preact_out, postact_out, C, rstd, kind.value, dynamic_scheduler, cu_seqlens_m, A_idx, ",".join(names)
+            A,
+            B,
+            preact,
+            postact,
+            C,
+            rstd,
+            function.value,
+            dynamic_scheduler,
+            cu_seqlens_m,
+            A_idx,
+            ",".join(names or ()),
         )
     else:
-        _launch_norm_act(
-            A, B, preact_out, postact_out, C, rstd, kind, dynamic_scheduler, cu_seqlens_m, A_idx, names or None
-        )
-    return preact_out, postact_out
+        _launch_norm_act(A, B, preact, postact, C, rstd, function, dynamic_scheduler, cu_seqlens_m, A_idx, names)
+    return preact, postact
 
 
 def gemm_norm_act_out(
@@ -202,23 +222,6 @@ def gemm_norm_act_out(
 ) -> None:
     """`gemm_norm_act` into given outputs; preact_out may be None."""
     gemm_norm_act(A, B, preact_out=preact_out, postact_out=postact_out, **options)
-
-
-def parse_activation(name: Union[str, AnyActivation, None]) -> AnyActivation:
-    """The activation of that name, plain or gated."""
-    if isinstance(name, GatedActivation) or name in [member.value for member in GatedActivation]:
-        return GatedActivation.of(name)
-    return Activation.of(name)
-
-
-def _input_names(concat_layout: Optional[tuple[str, ...]]) -> tuple[str, ...]:
-    names = concat_names(concat_layout) or () if concat_layout is not None else ()
-    for name in names:
-        if name not in ("A", "B", "C"):
-            raise UnsupportedGemm(
-                f"concat_layout names {name}, which gemm_norm_act writes in logical order only", "A, B, C"
-            )
-    return names
 
 
 def _launch_norm_act(
@@ -236,26 +239,9 @@ def _launch_norm_act(
     config: Optional[GemmConfig] = None,
 ) -> None:
     leading = () if rstd is None else (scale_rows("rstd", rstd),)
-    is_gated = isinstance(activation, GatedActivation)
-    launch_with_epilogue(
-        GemmRequest(
-            A, B, postact if preact is None else preact, C, config=config, dynamic=dynamic, cu_seqlens_m=cu_seqlens_m,
-            A_idx=A_idx, concat_layout=concat_layout, leading=leading,
-            epilogue=_activation_terms(activation, None if preact is None else postact),
-            halves_out=is_gated and preact is None,
-        )
-    )  # fmt: skip
-
-
-def _activation_terms(activation: AnyActivation, postact: Optional[torch.Tensor]) -> tuple[Term, ...]:
-    """postact = activation(acc); without a postact of its own, acc becomes it."""
-    if activation is Activation.IDENTITY and postact is None:
-        return ()
-    is_gated = isinstance(activation, GatedActivation)
-    port = Port("postact", PortKind.TILE_OUTPUT, postact, is_halved=is_gated)
-    mixin = _ACTIVATION + ("Gate" if is_gated else "Activate")
-    swapped = None if is_gated else mixin
-    return (Term(mixin, (port,), (("activation", activation),), swapped=swapped),)
+    _launch_forward(
+        A, B, preact, postact, C, None, activation, cu_seqlens_m, A_idx, dynamic, concat_layout, config, leading
+    )
 
 
 @torch.library.custom_op("quack::gemm_norm_act_out", mutates_args={"preact", "postact"})
@@ -272,9 +258,8 @@ def _norm_act_op(
     A_idx: Optional[torch.Tensor],
     concat_layout: str,
 ) -> None:
-    names = tuple(concat_layout.split(",")) if concat_layout else None
-    kind = parse_activation(activation)
-    _launch_norm_act(A, B, preact, postact, C, rstd, kind, dynamic, cu_seqlens_m, A_idx, names)
+    function, names = activation_of(activation), _split_names(concat_layout)
+    _launch_norm_act(A, B, preact, postact, C, rstd, function, dynamic, cu_seqlens_m, A_idx, names)
 
 
 @_norm_act_op.register_fake
@@ -287,40 +272,28 @@ def gemm_norm_act_ref(
     B: torch.Tensor,
     rstd: Optional[torch.Tensor] = None,
     C: Optional[torch.Tensor] = None,
-    activation: Union[str, AnyActivation, None] = None,
+    activation: ActivationName = None,
     preact_out: Optional[torch.Tensor] = None,
     postact_out: Optional[torch.Tensor] = None,
     out_dtype: Optional[torch.dtype] = None,
     postact_dtype: Optional[torch.dtype] = None,
+    cu_seqlens_m: Optional[torch.Tensor] = None,
+    A_idx: Optional[torch.Tensor] = None,
     store_preact: bool = False,
     concat_layout: Optional[tuple[str, ...]] = None,
-) -> tuple[Optional[torch.Tensor], torch.Tensor]:
+) -> Outputs:
     """`gemm_norm_act` in plain torch: in fp32, or in float64 if A is."""
-    names = _input_names(concat_layout)
+    function, names = activation_of(activation), _operand_names(concat_layout) or ()
     A, B = (interleaved(name, t) if name in names else t for name, t in (("A", A), ("B", B)))
-    product = _product_ref(A, B)
+    values = product_ref(A, B, cu_seqlens_m, A_idx)
     if rstd is not None:
-        product = product * rstd.to(product.dtype).unsqueeze(-1)
+        values = values * rstd.to(values.dtype).unsqueeze(-1)
     if C is not None:
-        product = product + (interleaved("C", C) if "C" in names else C).to(product.dtype)
-    kind = parse_activation(activation)
-    function = reference(kind)
-    result = (
-        function(product[..., 0::2], product[..., 1::2]) if isinstance(kind, GatedActivation) else function(product)
-    )
+        values = values + (interleaved("C", C) if "C" in names else C).to(values.dtype)
     preact = None
     if store_preact or preact_out is not None:
-        preact = _store_ref(product, preact_out, out_dtype or _default_dtype(A))
-    return preact, _store_ref(result, postact_out, postact_dtype or _default_dtype(A))
-
-
-def _product_ref(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if A.dtype is torch.float64 else torch.float32
-    return A.to(dtype) @ B.to(dtype)
-
-
-def _default_dtype(A: torch.Tensor) -> torch.dtype:
-    return torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype
+        preact = _store_ref(values, preact_out, out_dtype or _default_dtype(A))
+    return preact, _store_ref(apply_ref(function, values), postact_out, postact_dtype or _default_dtype(A))
 
 
 def _store_ref(result: torch.Tensor, out: Optional[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -338,7 +311,7 @@ class _NormActTuned:
         postact_out: torch.Tensor,
         C: Optional[torch.Tensor] = None,
         rstd: Optional[torch.Tensor] = None,
-        activation: Union[str, AnyActivation, None] = None,
+        activation: ActivationName = None,
         dynamic_scheduler: bool = False,
         config: Optional[GemmConfig] = None,
         *,
@@ -347,10 +320,9 @@ class _NormActTuned:
         concat_layout: Optional[tuple[str, ...]] = None,
     ) -> None:
         """`gemm_norm_act` into given outputs; preact_out None: not stored."""
-        names = _input_names(concat_layout) or None
-        kind = parse_activation(activation)
+        function, names = activation_of(activation), _operand_names(concat_layout)
         _launch_norm_act(
-            A, B, preact_out, postact_out, C, rstd, kind, dynamic_scheduler, cu_seqlens_m, A_idx, names, config
+            A, B, preact_out, postact_out, C, rstd, function, dynamic_scheduler, cu_seqlens_m, A_idx, names, config
         )
 
     __call__ = fn

@@ -26,7 +26,8 @@ def col_reduction(name: str, reduction: Reduction) -> Term:
 
 
 def _reduction(name: str, reduction: Reduction, kind: PortKind, own: str, other: str) -> Term:
-    suffix, statics = "Reduce", (("reduction", reduction),)
+    statics: tuple[tuple[str, object], ...] = (("reduction", reduction),)
+    suffix = "Reduce"
     if reduction is Reduction.LOG_SUM_EXP:
         suffix, statics = "LogSumExp", ()
     port = Port(name, kind, Allocated.PARTIALS)

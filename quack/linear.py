@@ -180,7 +180,10 @@ def activation_gradient(
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     """(d preact, postact) where y = f(preact) @ weight^T: one GEMM, which computes postact again on the way if it is wanted."""
     function = gemm_dgated if isinstance(activation, GatedActivation) else gemm_dact
-    return function(dy, weight, preact, activation=activation.value, tuned=tuned, store_postact=store_postact)[:2]
+    results = function(dy, weight, preact, activation=activation.value, tuned=tuned, store_postact=store_postact)
+    dpreact, postact = results[:2]
+    assert dpreact is not None
+    return dpreact, postact
 
 
 class Wanted(NamedTuple):

@@ -36,8 +36,8 @@ class ActCase:
     """preact = A @ B (+ C) (+ bias), postact = activation(preact); or, of a backward pass, dx = activation'(x) A @ B.
 
     store: preact, or in backward passes postact, is stored. out: dtype of preact and dx; c: of C or x. scale: dtype of the row
-    scale; reduce: its gradient is asked for. sizes: ragged M, rows of each group; pool: gathered from this many rows of A. odd:
-    neither pitch nor address of the outputs are aligned. majors: of A, B, preact, postact.
+    scale; reduce: its gradient is asked for. sizes: ragged M, rows of each group; pool: gathered from this many rows of A.
+    odd: neither pitch nor address of the outputs are aligned. majors: of A, B, preact and dx, postact.
     """
 
     activation: Optional[str]

@@ -2,6 +2,7 @@
 
 import enum
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
@@ -11,6 +12,7 @@ class NamedBarrierId(enum.IntEnum):
 
     EPILOGUE = 1
     MMA_ORDER = 4
+    C_ORDER = 6
 
 
 WARPGROUP_THREADS = 128
@@ -23,14 +25,12 @@ def sync_warpgroup(warpgroup: Int32):
 
 
 @cute.jit
-def wait_turn(warpgroup: Int32):
+def wait_turn(warpgroup: Int32, order: cutlass.Constexpr = NamedBarrierId.MMA_ORDER):
     """Ping-pong: block until the other warpgroup has called `pass_turn(warpgroup)`."""
-    cute.arch.barrier(barrier_id=warpgroup + int(NamedBarrierId.MMA_ORDER), number_of_threads=2 * WARPGROUP_THREADS)
+    cute.arch.barrier(barrier_id=warpgroup + int(order), number_of_threads=2 * WARPGROUP_THREADS)
 
 
 @cute.jit
-def pass_turn(warpgroup: Int32):
-    """Ping-pong: let `warpgroup` start its mainloop; does not block. Every call pairs with one `wait_turn`."""
-    cute.arch.barrier_arrive(
-        barrier_id=warpgroup + int(NamedBarrierId.MMA_ORDER), number_of_threads=2 * WARPGROUP_THREADS
-    )
+def pass_turn(warpgroup: Int32, order: cutlass.Constexpr = NamedBarrierId.MMA_ORDER):
+    """Ping-pong: let `warpgroup` go on behind its `wait_turn`; does not block. Every call pairs with one `wait_turn`."""
+    cute.arch.barrier_arrive(barrier_id=warpgroup + int(order), number_of_threads=2 * WARPGROUP_THREADS)

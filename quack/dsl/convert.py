@@ -51,9 +51,8 @@ def unpack_pair(word: Float32, dtype: Any) -> tuple[Float32, Float32]:
     bits = as_bits(word)
     if dtype is BFloat16:
         return as_float(bits << 16), as_float(bits & HIGH_HALF)
-    words = cute.make_rmem_tensor(1, Int32)
-    words[0] = bits
-    halves = cute.recast_tensor(words, dtype)
+    halves = cute.make_rmem_tensor(2, dtype)  # the other way round, one word has stride 0, and so have its halves
+    cute.recast_tensor(halves, Int32)[0] = bits
     return halves[0].to(Float32), halves[1].to(Float32)
 
 

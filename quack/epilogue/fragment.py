@@ -19,8 +19,8 @@ from ..dsl.fast_math import select
 
 
 class BlockElement(NamedTuple):
-    """One of the eight elements of a 16 x 16 block that a thread holds: (row + 8 row_half, column + 8 col_half + parity), where
-    (row, column) is the first of them: row < 8, column < 8 and even, from the block's first."""
+    """One of the eight elements that a thread holds of a 16 x 16 block: (row + 8 row_half, column + 8 col_half + parity), where
+    (row, column) is the first of them, in the block's first 8 rows and 8 columns."""
 
     register: int
     row_half: int
@@ -45,6 +45,21 @@ class MmaFragment:
     def first_element(slot: int) -> int:
         """A register of the thread's part of a slab that is in its `slot`-th row."""
         return 2 * slot
+
+    @staticmethod
+    def first_column() -> Int32:
+        """The first of the columns of which this thread holds elements."""
+        return cute.arch.lane_idx() % 4 * 2
+
+    @staticmethod
+    def column_offset(element: int) -> int:
+        """How far right of that column the element is."""
+        return element // 4 * 8 + element % 2
+
+    @staticmethod
+    def columns_before(element: int) -> int:
+        """How many columns precede the group of 8 that the element is in."""
+        return element // 4 * 8
 
     @staticmethod
     def pairs(elements: int) -> list[tuple[int, int]]:

@@ -378,16 +378,21 @@ class EpilogueContext:
 
     def within_columns(self, frag: EpilogueFragment, values: cute.Tensor, fill: float) -> cute.Tensor:
         """`values` with `fill` in columns beyond the problem's last."""
+        # The register's offset from the thread's first column is an immediate, so that predicates need no registers.
+        remaining = self.cols - self.col - self.layout.first_column() - self.layout.columns_before(frag.base)
         masked = cute.make_rmem_tensor(frag.acc.shape, Float32)
-        for v, (_, col) in enumerate(self.coordinates(frag)):
-            masked[v] = select(col < self.cols, values[v], fill)
+        for v in range(cute.size(masked)):
+            masked[v] = select(remaining > self.layout.column_offset(v), values[v], fill)
         return masked
 
     def within_rows(self, frag: EpilogueFragment, values: cute.Tensor, fill: float) -> cute.Tensor:
         """`values` with `fill` in rows beyond the problem's last."""
+        places = self.coordinates(frag)
+        firsts = [self.layout.first_element(slot) for slot in range(self.layout.rows_per_slab)]
+        is_inside = [places[first][0] < self.rows for first in firsts]
         masked = cute.make_rmem_tensor(frag.acc.shape, Float32)
-        for v, (row, _) in enumerate(self.coordinates(frag)):
-            masked[v] = select(row < self.rows, values[v], fill)
+        for v in range(cute.size(masked)):
+            masked[v] = select(is_inside[self.layout.row_slot(v)], values[v], fill)
         return masked
 
     def reduce_rows(
@@ -434,8 +439,8 @@ class EpilogueContext:
         """Combine a fragment's values over the rows of each warp into the port's shared memory."""
         warp = self.thread // WARP_LANES
         totals, columns, is_speaker = self.layout.fold_rows(values, op)
-        # The subtile's first column of the tile: a slab has 64 rows, a warpgroup 128 threads.
-        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n + 2 * frag.base
+        first = self.layout.columns_before(frag.base)
+        scratch, base = self.scratch, port.scratch + warp * self.config.tile_n + first
         if is_speaker:
             for i in cutlass.range_constexpr(len(totals)):
                 if cutlass.const_expr(frag.slab == 0):

@@ -17,6 +17,7 @@ from .protocol import ColPartials, EpilogueContext, EpilogueFragment, EpilogueMi
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
+CHUNK = 16  # registers that log-sum-exp takes in at once: few, to need few others, but each time rescales two sums
 
 
 class Monoid(NamedTuple):
@@ -91,17 +92,24 @@ class RowLogSumExp(EpilogueMixin):
 
     def visit(self, ctx: EpilogueContext, state: LogSumExp, frag: EpilogueFragment) -> LogSumExp:
         inside = ctx.within_columns(frag, frag.acc, float("-inf"))
-        largest = cute.make_rmem_tensor(state.largest.shape, Float32)
-        largest.store(state.largest.load())
-        largest = ctx.reduce_rows(largest, frag, inside, maximum)
-        slots = [ctx.row_slot(frag, v) for v in range(cute.size(inside))]
-        bases = {slot: finite_or_zero(largest[slot]) * LOG2_E for slot in set(slots)}
-        for slot, base in bases.items():
-            state.sum[slot] = state.sum[slot] * exp2(multiply_add(state.largest[slot], LOG2_E, -base))
-            state.largest[slot] = largest[slot]
-        for v, slot in enumerate(slots):
-            state.sum[slot] = state.sum[slot] + exp2(multiply_add(inside[v], LOG2_E, -bases[slot]))
+        elements = range(cute.size(inside))
+        for first in elements[::CHUNK]:
+            for slot in sorted({ctx.row_slot(frag, v) for v in elements}):
+                self.absorb(
+                    state, slot, [inside[v] for v in elements[first : first + CHUNK] if ctx.row_slot(frag, v) == slot]
+                )
         return state
+
+    def absorb(self, state: LogSumExp, slot: int, values: list[Float32]) -> None:
+        """Take some elements of a row in."""
+        largest = state.largest[slot]
+        for x in values:
+            largest = maximum(largest, x)
+        base = -LOG2_E * finite_or_zero(largest)
+        total = state.sum[slot] * exp2(multiply_add(state.largest[slot], LOG2_E, base))
+        for x in values:
+            total = total + exp2(multiply_add(x, LOG2_E, base))
+        state.largest[slot], state.sum[slot] = largest, total
 
     def end(self, ctx: EpilogueContext, state: LogSumExp) -> None:
         total = cute.make_rmem_tensor(state.sum.shape, Float32)

@@ -16,6 +16,7 @@ which are the eight that one thread holds of a 16 x 16 block of a wgmma or mma.s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
@@ -26,6 +27,7 @@ from .protocol import EpilogueContext, EpilogueFragment, EpilogueMixin, Integer
 ROUNDS = 7
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
+LINES, COLUMNS = 8, 4  # counters of a 16 x 16 block in either direction
 
 
 def philox(counter: tuple[Uint32, Uint32, Uint32, Uint32], seed: Uint32) -> tuple[Uint32, Uint32, Uint32, Uint32]:
@@ -53,19 +55,18 @@ class RoundStochastically(EpilogueMixin):
         return ctx.load_integer(self.seed)
 
     def visit(self, ctx: EpilogueContext, state: Int32, frag: EpilogueFragment) -> Int32:
-        places = ctx.coordinates(frag)
+        row, col = ctx.coordinates(frag)[0]
         bits = cute.recast_tensor(frag.acc, Uint32)
-        for block in ctx.layout.blocks(cute.size(frag.acc)):
-            for register, noise in self.block_noise(Uint32(ctx.problem), Uint32(state), block, places):
+        for index, block in enumerate(ctx.layout.blocks(cute.size(frag.acc))):
+            for register, noise in self.block_noise(Place(row, col, ctx.problem, state), index, block):
                 is_number = frag.acc[register] == frag.acc[register]
                 rounded = (bits[register] + noise) & Uint32(0xFFFF0000)
                 bits[register] = Uint32(cutlass.select_(is_number, rounded, bits[register]))
         return state
 
-    def block_noise(self, problem: Uint32, seed: Uint32, block: list, places: list) -> list[tuple[int, Uint32]]:
-        """(register, 16 random bits) of every element of one block."""
-        row, col = places[block[0].register]
-        words = random_words(row, col, problem, seed)
+    def block_noise(self, first: "Place", index: int, block: list) -> list[tuple[int, Uint32]]:
+        """(register, 16 random bits) of every element of the fragment's block `index`, counted along the columns."""
+        words = random_words(first, 0, index * COLUMNS)
         return [(e.register, half_word(words, 4 * e.row_half + 2 * e.col_half + e.parity)) for e in block]
 
 
@@ -73,24 +74,34 @@ class RoundStochastically(EpilogueMixin):
 class RoundStochasticallyTransposed(RoundStochastically):
     """The same bits where the kernel computes D^T: its columns are D's rows, so a block needs two counters."""
 
-    def block_noise(self, problem: Uint32, seed: Uint32, block: list, places: list) -> list[tuple[int, Uint32]]:
+    def block_noise(self, first: "Place", index: int, block: list) -> list[tuple[int, Uint32]]:
+        turned = Place(first.col, first.row, first.problem, first.seed)
+        is_odd = turned.col % 2 == 1
         found = []
         for parity in range(2):
-            elements = [e for e in block if e.parity == parity]
-            col, row = places[elements[0].register]
-            words = random_words(row, col, problem, seed)
-            is_odd = col % 2 == 1
-            for e in elements:
-                half = 4 * e.col_half + 2 * e.row_half
-                even, odd = half_word(words, half), half_word(words, half + 1)
-                found.append((e.register, Uint32(cutlass.select_(is_odd, odd, even))))
+            words = random_words(turned, index * LINES + parity, 0)
+            for e in block:
+                if e.parity == parity:
+                    half = 4 * e.col_half + 2 * e.row_half
+                    even, odd = half_word(words, half), half_word(words, half + 1)
+                    found.append((e.register, Uint32(cutlass.select_(is_odd, odd, even))))
         return found
 
 
-def random_words(row: Int32, col: Int32, problem: Uint32, seed: Uint32) -> tuple[Uint32, ...]:
-    """The 128 bits of the block that element (row, col) of D belongs to."""
-    line, column = row // 16 * 8 + row % 8, col // 16 * 4 + col % 8 // 2
-    return philox((Uint32(line), Uint32(column), problem, Uint32(0)), seed)
+class Place(NamedTuple):
+    """An element of D, in the first 8 rows and columns of its block, and what else the random bits depend on."""
+
+    row: Int32
+    col: Int32
+    problem: Int32
+    seed: Int32
+
+
+def random_words(place: Place, lines: int, columns: int) -> tuple[Uint32, Uint32, Uint32, Uint32]:
+    """128 bits: those of the place's counter with so much added to its first two numbers."""
+    line = place.row // 16 * LINES + place.row % 8 + lines
+    column = place.col // 16 * COLUMNS + place.col % 8 // 2 + columns
+    return philox((Uint32(line), Uint32(column), Uint32(place.problem), Uint32(0)), Uint32(place.seed))
 
 
 def half_word(words: tuple[Uint32, ...], half: int) -> Uint32:

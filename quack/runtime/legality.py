@@ -6,7 +6,15 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
-from ..sm90.resources import EPILOGUE_REGISTERS, HALVES_REGISTERS, MMA_REGISTERS, SIDE_REGISTERS, resources
+from ..sm90.resources import (
+    EPILOGUE_REGISTERS,
+    HALVES_REGISTERS,
+    MIXIN_REGISTERS,
+    MMA_REGISTERS,
+    PARTIAL_REGISTERS,
+    SIDE_REGISTERS,
+    resources,
+)
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
 from .symmetric_rules import symmetric_refusals
 
@@ -227,11 +235,15 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
-    # What a user's mixin holds in registers is unknown: reserve as for C.
-    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or has_user_code(spec)
-    reserved = SIDE_REGISTERS if has_side_access else EPILOGUE_REGISTERS
+    kinds = [port.kind for port in present_ports(spec.epilogue)]
+    has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or PortKind.TILE_INPUT in kinds
+    reserved = EPILOGUE_REGISTERS
+    if has_side_access or has_user_code(spec):  # what a user's mixin holds in registers is unknown: reserve as for C
+        partials = sum(kind in (PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS) for kind in kinds)
+        reserved = SIDE_REGISTERS + (PARTIAL_REGISTERS * partials if has_side_access else 0)
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
+    reserved += max((MIXIN_REGISTERS.get(op.mixin, 0) for op in spec.epilogue), default=0)
     limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)

@@ -20,6 +20,7 @@ other drains.
 | `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
 | EPILOGUE + g (named) | - | 128 | - | every subtile |
 | MMA_ORDER + g (named) | - | 256: 128 wait, 128 pass the turn | warpgroup 0 (primed by 1) | every work |
+| C_ORDER + g (named, ping-pong with `sC`) | - | the same, around the epilogue | warpgroup 0 (primed by 1) | every work |
 
 Tail: the load warps wait until every stage is empty again, because peers of the cluster still signal this CTA's barriers;
 store warps wait until the TMA has read `sD`. Cluster: `ab.empty` arrivals go to every CTA that multicast into the stage.
@@ -49,7 +50,7 @@ from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE
-from ..dsl.barrier import pass_turn, sync_warpgroup, wait_turn
+from ..dsl.barrier import NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
 from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
@@ -120,6 +121,8 @@ class GemmSm90(GemmBase):
         if self.resources.ab_stages < 2:
             raise ValueError(f"{self.config} leaves room for {self.resources.ab_stages} operand stages")
         self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
+        # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
+        self.orders_c = self.config.pingpong and self.resources.c_stages > 0
         self.narrow_columns = self.resources.narrow_columns if self.has_narrow_tiles and self.fast_accum else ()
         self.warpgroups = self.resources.mma_warpgroups
         self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
@@ -466,6 +469,8 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(self.config.pingpong):
             if warpgroup_index == 1 and cursor.work.is_valid:
                 pass_turn(Int32(0))
+                if cutlass.const_expr(self.orders_c):
+                    pass_turn(Int32(0), NamedBarrierId.C_ORDER)
         while cursor.work.is_valid:
             following = cta.works.next(cursor)
             if cutlass.const_expr(self.config.pingpong):
@@ -550,7 +555,12 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(self.scratch_words > 0):
             sync_warpgroup(team.index)
         io = self.make_epilogue_io(cta, team, work)
+        if cutlass.const_expr(self.orders_c):
+            wait_turn(team.index, NamedBarrierId.C_ORDER)
         epilogue = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
+        if cutlass.const_expr(self.orders_c):
+            if another_follows:
+                pass_turn(1 - team.index, NamedBarrierId.C_ORDER)
         if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
         return MmaState(ab, epilogue, held)

@@ -80,3 +80,18 @@ def test_oracle_agrees_and_is_symmetric():
     assert torch.equal(out, out.mT) and (out - expected).abs().max() < 1e-4
     into = torch.empty(2, 72, 72, dtype=torch.bfloat16)
     assert quack.gemm_symmetric_ref(a, a.mT, out=into) is into
+
+
+def test_torch_compile_sees_opaque_ops_also_in_place():
+    def step(x: torch.Tensor, c: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        gram = quack.gemm_symmetric(x, x.mT, alpha=alpha)
+        quack.gemm_symmetric(gram, gram, c, out=c, beta=0.5)
+        return c + gram
+
+    x, c, alpha = torch.randn(136, 72).bfloat16(), torch.randn(136, 136).bfloat16(), torch.tensor([0.25])
+    eager = c + c.mT
+    traced = eager.clone()
+    with quack.emulator.use("sm90", sms=SMS):
+        expected = step(x, eager, alpha)
+        out = torch.compile(step, fullgraph=True, backend="aot_eager")(x, traced, alpha)
+    assert torch.equal(out, expected) and torch.equal(traced, eager)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import quack
+from quack.activation import Activation, GatedActivation
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
+from quack.reduction import Reduction
 from quack.runtime.compile import kernel_facts, toolchain
 from quack.runtime.spec import GATHER_K, GATHER_M, GROUPED, VARLEN_M, GemmSpec
 from quack.runtime.symmetric import symmetric_spec
@@ -110,7 +112,7 @@ def shipped() -> dict[str, GemmSpec]:
             "bf16 user's softcap and C",
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
-    rows |= {f"{name} {spec.config}": spec for name, spec in symmetric()}
+    rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms())}
     return rows
 
 
@@ -132,6 +134,61 @@ def symmetric() -> Iterator[tuple[str, GemmSpec]]:
             yield f"symmetric bf16 -> {d.value} with C" + ", unaligned" * (align < 16), symmetric_spec(with_c)
     yield "symmetric bf16 dynamic", symmetric_spec(gemm(replace(large, is_dynamic_persistent=True), operands()))
     yield "symmetric bf16 single", symmetric_spec(gemm(replace(large, is_persistent=False), operands()))
+
+
+def norms() -> Iterator[tuple[str, GemmSpec]]:
+    """Reductions, scales, stochastic rounding and further tiles, on the tiles that large problems get."""
+    epilogue = "quack.epilogue."
+    partials = {kind: PortSpec(kind, PortSource.DEVICE, Dtype.FP32, 2) for kind in PortKind}
+    vector = {kind: PortSpec(kind, PortSource.DEVICE, Dtype.FP32, 1) for kind in PortKind}
+    absent = {kind: PortSpec(kind, PortSource.ABSENT) for kind in PortKind}
+    tiles = {kind: PortSpec(kind, PortSource.DEVICE, layout=operands().d) for kind in PortKind}
+    seed = PortSpec(PortKind.INTEGER, PortSource.HOST)
+
+    def row(reduction: Reduction) -> EpilogueOpSpec:
+        return EpilogueOpSpec(
+            f"{epilogue}reduction:RowReduce", (partials[PortKind.ROW_PARTIALS],), (("reduction", reduction),)
+        )
+
+    add_c = EpilogueOpSpec(LINEAR + "AddC", ())
+    weight = EpilogueOpSpec(f"{epilogue}scale:ScaleColumns", (vector[PortKind.ROW_VECTOR],))
+    rstd = EpilogueOpSpec(f"{epilogue}scale:ScaleRows", (vector[PortKind.COL_VECTOR],))
+    col = EpilogueOpSpec(
+        f"{epilogue}reduction:ColReduce", (partials[PortKind.COL_PARTIALS],), (("reduction", Reduction.SUM),)
+    )
+    log_sum_exp = EpilogueOpSpec(f"{epilogue}reduction:RowLogSumExp", (partials[PortKind.ROW_PARTIALS],))
+    rounding = EpilogueOpSpec(f"{epilogue}rounding:RoundStochastically", (seed,))
+    turned = EpilogueOpSpec(f"{epilogue}rounding:RoundStochasticallyTransposed", (seed,))
+    add = EpilogueOpSpec(f"{epilogue}tile:AddTile", (tiles[PortKind.TILE_INPUT], absent[PortKind.SCALAR]))
+    store = EpilogueOpSpec(f"{epilogue}tile:StoreTile", (tiles[PortKind.TILE_OUTPUT],))
+    act, gate = (
+        EpilogueOpSpec(f"{epilogue}activation:{mixin}", (absent[PortKind.TILE_OUTPUT],), (("activation", kind),))
+        for mixin, kind in (("Activate", Activation.GELU_TANH_APPROX), ("Gate", GatedActivation.SWIGLU))
+    )
+    plain, halved = operands(), operands(is_halved=True)
+    with_c = plain._replace(c=plain.d)
+    rms = (row(Reduction.SUM_OF_SQUARES), weight)
+    wide, narrow = (GemmConfig(128, 192, pingpong=True, cluster_m=1, cluster_n=2), GemmConfig(128, 128, pingpong=True))
+    large = (GemmConfig(128, 256), GemmConfig(256, 128), narrow)
+    for config in (*large, wide):
+        yield "rms", gemm(config, plain, epilogue=rms)
+        yield "row max", gemm(config, plain, epilogue=(row(Reduction.MAX),))
+        yield "column sum", gemm(config, plain, epilogue=(col,))
+        yield "row and column sums", gemm(config, plain, epilogue=(row(Reduction.SUM), col))
+        yield "norm and gelu", gemm(config, plain, epilogue=(rstd, act))
+        yield "norm and swiglu", gemm(config, halved, epilogue=(rstd, gate))
+        yield "one more output", gemm(config, plain, epilogue=(store,))
+    for config in large:
+        yield "rms with C", gemm(config, with_c, epilogue=(add_c, *rms))
+        yield "row log-sum-exp", gemm(config, plain, epilogue=(log_sum_exp,))
+        yield "stochastic rounding", gemm(config, plain, epilogue=(rounding,))
+        yield "one more input", gemm(config, plain, epilogue=(add,))
+    yield (
+        "stochastic rounding, swapped",
+        gemm(GemmConfig(128, 64, pingpong=True, swap_ab=True), plain, epilogue=(turned,)),
+    )
+    everything = (add_c, weight, row(Reduction.SUM_OF_SQUARES), col, rounding)
+    yield "C, scale, reductions, rounding", gemm(GemmConfig(64, 128, pingpong=True), with_c, epilogue=everything)
 
 
 def facts(spec: GemmSpec) -> dict[str, int]:

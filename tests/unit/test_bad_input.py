@@ -352,7 +352,7 @@ def _type_rows() -> Iterator[Row]:
 
 
 def _unbuilt_rows() -> Iterator[Row]:
-    for name, value in (("split_k", 2), ("rounding_mode", 1)):
+    for name, value in (("split_k", 2),):
         yield _unsupported(
             f"gemm {name}",
             lambda t, n=name, v=value: quack.gemm(t(64, 64), t(64, 64), **{n: v}),
