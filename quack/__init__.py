@@ -23,6 +23,7 @@ _EXPORTS = {
     ),
     "quack.grouped": ("gemm_grouped", "grouped_plan"),
     "quack.gemm_config": ("GemmConfig",),
+    "quack.split_k": ("SplitKMode",),
     "quack.runtime.spec": ("UnsupportedGemm",),
     "quack.epilogue.protocol": ("EpilogueMixin",),
     "quack.gemm_problem_adapter": ("ProblemAdapter",),

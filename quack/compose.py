@@ -8,6 +8,7 @@ from .gemm_epilogue_plan import EpiloguePlan
 from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import ProblemAdapter
 from .problem_order import PermutedProblems
+from .split_works import SPLIT_ARGUMENTS, SplitProblems
 
 
 @functools.cache
@@ -30,3 +31,15 @@ def permuted(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
     """The adapter with its problems worked through in the order of one more argument (`batch_idx_permute`)."""
     arguments = adapter.arguments | {"batch_idx_permute": ArgumentKind.INT32_VECTOR}
     return type(f"Permuted{adapter.__name__}", (PermutedProblems, adapter), {"arguments": arguments})
+
+
+@functools.cache
+def split(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
+    """The adapter with several works to a tile, for a plan made by `combining`."""
+    return type(f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS})
+
+
+@functools.cache
+def combining(combine: type, plan: type[EpiloguePlan]) -> type[EpiloguePlan]:
+    """The commit policy, run once for all works of a tile; `combine` says how these meet (see `split_k_combine`)."""
+    return type(f"{combine.__name__}{plan.__name__}", (combine, plan), {})

@@ -75,6 +75,14 @@ class EpilogueIO:
 class EpiloguePlan:
     """Commit policy mixin: `commit` hands one finished subtile to memory, `drain` waits for what is in flight."""
 
+    combines: bool = False
+    """Whether a work may be a part of a tile only; a mixin with `combine` says so, see `split_k_combine`."""
+
+    def combine(self, tile: Any) -> cutlass.Boolean:
+        """Where `combines`: puts the accumulators of a work together with those of the tile's other works. Whether they now
+        are the whole sum, and this warpgroup runs the epilogue."""
+        raise NotImplementedError
+
     def commit(self, ctx, io, frag, subtile: int, state: EpilogueState) -> EpilogueState:
         raise NotImplementedError
 

@@ -32,6 +32,8 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
+from .runtime.split_k import check_split
+from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
@@ -55,14 +57,19 @@ def _launch(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: Optional[tuple[str, ...]] = None,
     batch_idx_permute: Optional[torch.Tensor] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute)
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode)
+    if split_k is not None and split_k != 1:
+        check_split(split_k, split_k_mode)
     try:
         a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
+            split_k, None if split_k is None else split_k_mode,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
         prepare(
@@ -180,6 +187,8 @@ def _gemm_op(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
     batch_idx_permute: Optional[torch.Tensor] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: str = SplitKMode.SERIAL.value,
 ) -> None:
     _launch(
         A,
@@ -197,6 +206,8 @@ def _gemm_op(
         A_idx,
         _split_names(concat_layout),
         batch_idx_permute,
+        split_k,
+        SplitKMode(split_k_mode),
     )
 
 
@@ -218,6 +229,8 @@ def _(
     A_idx=None,
     concat_layout="",
     batch_idx_permute=None,
+    split_k=None,
+    split_k_mode=SplitKMode.SERIAL.value,
 ):
     return None
 
@@ -237,10 +250,12 @@ def _gemm_add_inplace_op(
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
+    split_k: Optional[int] = None,
+    split_k_mode: str = SplitKMode.SERIAL.value,
 ) -> None:
     alpha_value = alpha if alpha_tensor is None else alpha_tensor
     beta_value = beta if beta_tensor is None else beta_tensor
-    special = (cu_seqlens_m, cu_seqlens_k, A_idx, _split_names(concat_layout))
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, _split_names(concat_layout), None, split_k, SplitKMode(split_k_mode))
     _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *special)
 
 
@@ -258,6 +273,8 @@ def _(
     cu_seqlens_k=None,
     A_idx=None,
     concat_layout="",
+    split_k=None,
+    split_k_mode=SplitKMode.SERIAL.value,
 ):
     return None
 
@@ -282,8 +299,8 @@ def gemm(
     rounding_mode: Optional[int] = None,
     sr_seed: int = 0,
     concat_layout: Optional[tuple[str, ...]] = None,
-    split_k: int = 1,
-    split_k_mode: Optional[object] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     *,
     fast_accum: bool = False,
 ) -> torch.Tensor:
@@ -305,10 +322,14 @@ def gemm(
     holds [first half; second half], meant as 0, n/2, 1, n/2 + 1, ... So a gated layer's W1 (2I, K) is B = W1.mT with
     concat_layout=("B",): columns 2j and 2j + 1 of out are the gate and the up projection. No copy is made. That dimension
     is even; names of operands that the call does not have mean nothing.
-    Not built yet and refused: split-K, stochastic rounding.
+    split_k: the sum over K of an output tile is made of so many parts, computed at the same time and put together as
+    split_k_mode says (`SplitKMode`), where there are few tiles and much K. None has it chosen, always with a mode that gives
+    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made.
+    Not built yet and refused: stochastic rounding.
     """
-    if split_k != 1 or rounding_mode:
-        _refuse_unbuilt(split_k=split_k if split_k != 1 else None, rounding_mode=rounding_mode or None)
+    if rounding_mode:
+        _refuse_unbuilt(rounding_mode=rounding_mode)
+    check_split(split_k, split_k_mode)
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
     if out is None:
@@ -319,12 +340,12 @@ def gemm(
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, ",".join(concat_layout or ()), batch_idx_permute,
+            A_idx, ",".join(concat_layout or ()), batch_idx_permute, split_k, split_k_mode.value,
         )  # fmt: skip
         return out
     _launch(
         A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-        A_idx, concat_layout, batch_idx_permute,
+        A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode,
     )  # fmt: skip
     return out
 
@@ -340,6 +361,8 @@ def gemm_add(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     *,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
@@ -347,7 +370,7 @@ def gemm_add(
 ) -> torch.Tensor:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
 
-    cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
+    cu_seqlens_m, cu_seqlens_k, A_idx, split_k, split_k_mode: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     concat_layout: as in `gemm`; in place it names both C and out, or neither.
@@ -356,6 +379,7 @@ def gemm_add(
         concat_layout = concat_names(concat_layout)
     if C is None:
         raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
+    check_split(split_k, split_k_mode)
     ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
     if out is None:
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
@@ -367,15 +391,18 @@ def gemm_add(
         if out is C:
             _gemm_add_inplace_op(
                 A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler, *ragged,
-                ",".join(concat_layout or ()),
+                ",".join(concat_layout or ()), split_k, split_k_mode.value,
             )  # fmt: skip
         else:
             _gemm_op(
                 A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor, False, dynamic_scheduler,
-                *ragged, ",".join(concat_layout or ()),
+                *ragged, ",".join(concat_layout or ()), None, split_k, split_k_mode.value,
             )  # fmt: skip
         return out
-    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout)
+    _launch(
+        A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout, None, split_k,
+        split_k_mode,
+    )  # fmt: skip
     return out
 
 
@@ -472,8 +499,13 @@ class _Tuned:
         sr_seed: int = 0,
         concat_layout: Optional[tuple[str, ...]] = None,
         fast_accum: bool = False,
+        split_k: Optional[int] = None,
+        split_k_mode: SplitKMode = SplitKMode.SERIAL,
     ) -> None:
-        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout."""
+        """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout.
+
+        split_k None is 1 if a configuration is given, else as in `gemm`.
+        """
         _refuse_unbuilt(rounding_mode=rounding_mode or None)
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -485,7 +517,7 @@ class _Tuned:
             C = out
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, concat_layout, batch_idx_permute,
+            A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode,
         )  # fmt: skip
 
     __call__ = fn

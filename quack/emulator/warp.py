@@ -189,10 +189,8 @@ class Warp:
             if i in right.origin and right.origin[i][0] is y:
                 y = right.origin[i][1]
             regs[i] = x if x is y else where(right.mask, y, x, bits[i])
-        merged = Path(left.pc, left.mask | right.mask, regs)
-        if left.wait is not None and right.wait is not None:
-            merged.wait = left.wait
-        return merged
+        # What either waited for may be the other one: the instruction runs again and decides.
+        return Path(left.pc, left.mask | right.mask, regs)
 
     def exit_path(self) -> None:
         """The running path reached `ret` or `exit`."""

@@ -125,11 +125,18 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
         )
 
 
+def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """Parts of a tile wait for each other, so those that are waited for must be running."""
+    if spec.combine is not None and not spec.config.is_persistent:
+        yield Legality("split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True")
+
+
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _adapter_refusals(spec)
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)
     yield from _order_refusals(spec)
+    yield from _split_refusals(spec)
     yield from _operand_refusals(spec.operands, _input_names(spec.config))
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)

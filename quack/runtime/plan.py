@@ -12,9 +12,11 @@ import torch
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..heuristics import sm90 as heuristics
+from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
 from .gather import check_gather, check_index_values
+from .legality import legality
 from .operands import (
     aligned_copy,
     byte_span,
@@ -27,6 +29,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
+from .split_k import SplitPlan, check_split, cluster_tiles, split_spec
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -52,6 +55,8 @@ class GemmRequest:
     A_idx: Optional[torch.Tensor] = None  # (total_m,) or (total_k,): which row or column of A each one is
     concat_layout: Optional[tuple[str, ...]] = None  # operands stored as two halves, see `concat.concat_names`
     batch_idx_permute: Optional[torch.Tensor] = None  # (problems,): the order in which they are worked through
+    split_k: Optional[int] = None  # parts of the sum over K; None: the heuristics choose, 1 with a pinned configuration
+    split_k_mode: SplitKMode = SplitKMode.SERIAL
 
     def is_concat(self, name: str) -> bool:
         """Whether the operand of that name is stored as two halves."""
@@ -97,17 +102,25 @@ class GemmPlan:
 
     __slots__ = (
         "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_dynamic", "spec",
-        "swapped",
+        "split", "swapped",
     )  # fmt: skip
 
-    def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
+    def __init__(
+        self,
+        spec: GemmSpec,
+        device: Device,
+        request: GemmRequest,
+        copies: tuple[bool, bool],
+        split: Optional[SplitPlan] = None,
+    ):
         self.spec = spec
+        self.split = split
         self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec, device.is_emulated)
         self.swapped = spec.config.swap_ab
         self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
         self.is_dynamic = spec.config.is_dynamic_persistent
-        self.copy_a, self.copy_b = copy_a, copy_b
+        self.copy_a, self.copy_b = copies
         self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
 
     def run(
@@ -127,6 +140,8 @@ class GemmPlan:
         if self.swapped:
             A, B = B, A
         counter = tile_counter(self.device) if self.is_dynamic else None
+        if self.split is not None:
+            arguments = (*(arguments or ()), *self.split.arguments(self.device))
         self.function(A, B, C, out, arguments, ports, counter, self.clusters)
 
 
@@ -187,7 +202,15 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     else:
         chosen = swapped if request.config.swap_ab else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
-    return GemmPlan(spec, device, request, *copies)
+    config = spec.config
+    splits = min(request.split_k or 1, device.sms // (config.cluster_m * config.cluster_n))
+    if splits <= 1:
+        return GemmPlan(spec, device, request, copies)
+    spec = split_spec(spec, request.split_k_mode)
+    legality(spec).require()
+    total_m = request.out.shape[0] if shape.is_ragged_m else None
+    works = cluster_tiles(shape.swapped() if config.swap_ab else shape, config, total_m)
+    return GemmPlan(spec, device, request, copies, SplitPlan(spec, works, splits))
 
 
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpec, tuple[bool, bool]]:
@@ -200,6 +223,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpe
         check_bias(request.bias, request.A, shape.n, problems, request.is_concat("bias"))
     if request.batch_idx_permute is not None:
         check_permutation(request.batch_idx_permute, problems, request.A)
+    check_split(request.split_k, request.split_k_mode)
     if not isinstance(request.config, (GemmConfig, type(None))):
         raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
     check_aliases(request)

@@ -27,6 +27,7 @@ class GemmSpec:
     fast_accum: fp8 only; False adds partial sums in full fp32 precision.
     adapter, plan: names of the seam classes, "module:qualname".
     is_permuted: problems are worked through in the order of a device vector.
+    combine:    name of the mixin that puts together the parts of a tile, None if tiles are not split (`split_k_combine`).
     """
 
     arch: str
@@ -37,6 +38,7 @@ class GemmSpec:
     adapter: str = DENSE
     plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
     is_permuted: bool = False
+    combine: Optional[str] = None
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""

@@ -55,7 +55,8 @@ from ..gemm_config import OperandSpec
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, run_epilogue_plan
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
-from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
+from ..split_k_combine import PartialTile, is_last_part
+from ..work_stream import LocalStream, RingStream, WorkRing, slot_words
 from .gather import GATHER_WARPS, gather_tile, make_line_copier
 from .resources import SLAB_M, WORK_RING_STAGES, resources
 
@@ -194,7 +195,7 @@ class GemmSm90(GemmBase):
         barriers = allocator.allocate_array(
             Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
         )
-        slots = allocator.allocate_array(Int32, SLOT_WORDS * WORK_RING_STAGES, byte_alignment=16)
+        slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
         ab_pipeline, c_pipeline = self.make_pipelines(barriers)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
@@ -282,7 +283,9 @@ class GemmSm90(GemmBase):
         tBsB, tBgB = self.partition_b(cta, work)
         a_descriptor = self.descriptor(cta.problem, Operand.A, work)
         b_descriptor = self.descriptor(cta.problem, Operand.B, work)
-        for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
+        first, count = self.k_range(cta.problem, work, tile_k)
+        for step in cutlass.range(count, unroll=1):
+            k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             cute.copy(
@@ -338,11 +341,13 @@ class GemmSm90(GemmBase):
         lines = self.gathered_lines(cta.problem, work)
         copier = make_line_copier(tile, Int32(not is_leader), cta.operands.a.tensor, cta.smem.a, lines)
         row = work.tile_m * tile_m
-        line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(0), row)
+        first, k_tiles = self.k_range(cta.problem, work, tile_k)
+        line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(first * tile_k), row)
         indices = copier.load_indices(line)
         state, oldest, pending = gather
-        lag, k_tiles = self.resources.gather_lag, self.k_tiles(cta.problem, work, tile_k)
-        for k_tile in cutlass.range(k_tiles, unroll=1):
+        lag = self.resources.gather_lag
+        for step in cutlass.range(k_tiles, unroll=1):
+            k_tile = first + step
             following = indices
             if cutlass.const_expr(tile.is_by_row):
                 element = k_tile * tile_k
@@ -400,7 +405,11 @@ class GemmSm90(GemmBase):
         cursor = cta.works.first()
         while cursor.work.is_valid:
             held = self.acquire(cta.problem, (Operand.C,), cursor.work, held)
-            state = self.load_c_work(cta, cursor.work, state)
+            if cutlass.const_expr(self.combines):
+                if is_last_part(cursor.work):
+                    state = self.load_c_work(cta, cursor.work, state)
+            else:
+                state = self.load_c_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
         cta.c.producer_tail(state)
 
@@ -500,9 +509,13 @@ class GemmSm90(GemmBase):
     def skip_work(self, cta: CtaContext, work: WorkDesc, state: MmaState) -> MmaState:
         """Step over the stages that the other ping-pong warpgroup consumes."""
         ab, c = state.ab, state.epilogue.c
-        ab.advance(self.k_tiles(cta.problem, work, self.config.tile_k))
+        ab.advance(self.k_range(cta.problem, work, self.config.tile_k).count)
         if cutlass.const_expr(c is not None):
-            c.advance(self.resources.slabs * self.config.tile_n // self.resources.epi_n)
+            subtiles = self.resources.slabs * self.config.tile_n // self.resources.epi_n
+            if cutlass.const_expr(self.combines):
+                c.advance(subtiles if is_last_part(work) else Int32(0))
+            else:
+                c.advance(subtiles)
         return MmaState(ab, EpilogueState(c, state.epilogue.d_stage), state.held)
 
     @cute.jit
@@ -515,17 +528,41 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(self.specs.d.is_tma):
             held = self.acquire(cta.problem, (Operand.D,), work, held)
         mixin_states = [mixin.begin(ctx) for mixin, ctx in zip(team.mixins, contexts)]
-        k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
+        k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
         if cutlass.const_expr(self.config.pingpong):
             wait_turn(team.index)
         ab = self.multiply_tile(cta, team, contexts[-1], k_tiles, another_follows, state.ab)
         if cutlass.const_expr(self.scratch_elements > 0):
             sync_warpgroup(team.index)
+        epilogue = state.epilogue
+        if cutlass.const_expr(self.combines):
+            if self.combine(self.partial_tile(cta, team, work)):
+                epilogue = self.finish_tile(cta, team, work, (contexts, mixin_states), epilogue)
+        else:
+            epilogue = self.finish_tile(cta, team, work, (contexts, mixin_states), epilogue)
+        return MmaState(ab, epilogue, held)
+
+    @cute.jit
+    def finish_tile(
+        self,
+        cta: CtaContext,
+        team: "MmaTeam",
+        work: WorkDesc,
+        mixins: cutlass.Constexpr[tuple],
+        state: EpilogueState,
+    ) -> EpilogueState:
+        """The epilogue of one tile, whose accumulators are complete. mixins: (contexts, states)."""
+        contexts, mixin_states = mixins
         io = self.make_epilogue_io(cta, team, work)
-        epilogue = run_epilogue_plan(self, contexts, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
+        state = run_epilogue_plan(self, contexts, team.mixins, mixin_states, io, team.accumulators, state)
         if cutlass.const_expr(self.scratch_elements > 0 and io.d_atom is None):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
-        return MmaState(ab, epilogue, held)
+        return state
+
+    def partial_tile(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> PartialTile:
+        """What this warpgroup has of the tile, after the main loop of one of its works."""
+        thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
+        return PartialTile(team.accumulators, work, cta.works.params, thread, team.index, team.share, self.sharing)
 
     @cute.jit
     def multiply_tile(

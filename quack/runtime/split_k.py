@@ -1,0 +1,115 @@
+"""Split-K on the host: rules for its arguments, the specs of its kernels, and the memory where partial sums meet."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple, Optional
+
+import torch
+
+from ..gemm_config import GemmConfig
+from ..sm90.resources import resources
+from ..split_k import SplitKMode
+from .device import EMULATED, is_capturing, raw_stream
+from .spec import GemmShape, GemmSpec, UnsupportedGemm
+
+_COMBINE = "quack.split_k_combine:"
+COMBINE = {
+    SplitKMode.SERIAL: _COMBINE + "SerialCombine",
+    SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
+    SplitKMode.SEPARATE: _COMBINE + "StorePartials",
+}
+MAX_WORDS = 2**31 - 1  # fp32 of a workspace: its extent is an int32
+
+_memory: dict[tuple[int, int, str], torch.Tensor] = {}
+
+
+def check_split(split_k: object, mode: object) -> None:
+    """split_k: None or an int of at least 1."""
+    if split_k is not None and type(split_k) is not int:
+        raise TypeError(f"split_k is a {type(split_k).__name__}, expected an int, or None to have it chosen")
+    if isinstance(split_k, int) and split_k < 1:
+        raise ValueError(f"split_k is {split_k}, expected at least 1, or None to have it chosen")
+    if not isinstance(mode, SplitKMode):
+        names = ", ".join(str(m) for m in SplitKMode)
+        raise TypeError(f"split_k_mode is {mode!r}, expected one of {names}")
+
+
+def split_spec(spec: GemmSpec, mode: SplitKMode) -> GemmSpec:
+    """The same GEMM with parts of a tile put together in this way."""
+    return replace(spec, combine=COMBINE[mode])
+
+
+class SplitMemory(NamedTuple):
+    """What a launch with split tiles needs: fp32 words of workspace and int32 words of semaphores."""
+
+    workspace: int
+    semaphores: int
+
+
+def cluster_tiles(shape: GemmShape, config: GemmConfig, total_m: Optional[int] = None) -> int:
+    """Works of a launch without split-K, at most. total_m: all rows, where groups share them."""
+    tile_m, tile_n = config.tile_m * config.cluster_m, config.tile_n * config.cluster_n
+    tiles_n = -(-shape.n // tile_n)
+    if total_m is not None:  # as in VarlenScheduler.make_params
+        return (total_m // tile_m + min(shape.batch, total_m)) * tiles_n
+    return -(-shape.m // tile_m) * tiles_n * shape.batch
+
+
+def split_memory(spec: GemmSpec, works: int, splits: int) -> SplitMemory:
+    """works: cluster tiles of the launch."""
+    config = spec.config
+    slots = works * config.cluster_m * config.cluster_n
+    partials = splits if spec.combine == COMBINE[SplitKMode.SEPARATE] else 1
+    words = slots * partials * config.tile_m * config.tile_n
+    if max(words, works * splits) > MAX_WORDS:
+        raise UnsupportedGemm(
+            f"split_k={splits} needs a workspace of {words * 4 >> 30} GiB for {slots} tiles, limit 8 GiB", "split_k=1"
+        )
+    return SplitMemory(words, slots * resources(spec.operands, config, spec.fast_accum).mma_warpgroups)
+
+
+class SplitPlan:
+    """The part of a prepared call that is about split-K.
+
+    spec: with `combine`. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device holds:
+    their waiting relies on it (`split_works`), and more parts would only add less each.
+    """
+
+    __slots__ = ("is_zeroed", "memory", "splits")
+
+    def __init__(self, spec: GemmSpec, works: int, splits: int):
+        self.splits = splits
+        self.memory = split_memory(spec, works, splits)
+        self.is_zeroed = spec.combine == COMBINE[SplitKMode.PARALLEL]
+
+    def arguments(self, device: int) -> tuple[Any, ...]:
+        """`split_works.SplitArguments` for a launch on the current stream."""
+        kind = "zeroed" if self.is_zeroed else "scratch"
+        workspace = memory_of_stream(device, kind, self.memory.workspace, torch.float32)
+        semaphores = memory_of_stream(device, "semaphores", self.memory.semaphores, torch.int32)
+        return self.splits, workspace, semaphores
+
+
+def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> torch.Tensor:
+    """At least so many words for launches on the current stream, which follow one another. "zeroed" and "semaphores" are zero
+    before and, as kernels clean up, after every launch; of "scratch" nothing is known.
+
+    Kept per stream and grown on demand. A CUDA graph that is being captured gets memory of its own, zeroed by every replay, so
+    replays cannot meet launches on the capturing stream.
+    """
+    where = torch.device("cpu") if device == EMULATED else torch.device("cuda", device)
+
+    def allocate() -> torch.Tensor:
+        if kind != "scratch":
+            return torch.zeros(words, dtype=dtype, device=where)
+        memory = torch.empty(words, dtype=dtype, device=where)
+        return memory.fill_(float("nan")) if device == EMULATED else memory
+
+    if is_capturing(device):
+        return allocate()
+    key = (device, raw_stream(device), kind)
+    memory = _memory.get(key)
+    if memory is None or memory.numel() < words:
+        memory = _memory[key] = allocate()
+    return memory
+
+
