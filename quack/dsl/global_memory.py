@@ -2,9 +2,10 @@
 
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64
-from cutlass._mlir.dialects import llvm
+from cutlass._mlir.dialects import llvm, nvvm
 
 VECTOR = 4  # fp32 of one 16-byte access
+POLL_NS = 32  # between two looks at a word: what another CTA writes takes longer to arrive
 
 
 @cute.jit
@@ -27,6 +28,7 @@ def wait_until(word: cute.Pointer, value: Int32):
     threads that meet there."""
     found = cute.arch.load(word, Int32, sem="acquire", scope="gpu")
     while found != value:
+        nvvm.nanosleep(Int32(POLL_NS).ir_value())
         found = cute.arch.load(word, Int32, sem="acquire", scope="gpu")
 
 
