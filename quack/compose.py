@@ -4,10 +4,12 @@ import functools
 
 from .epilogue.protocol import EpilogueMixin
 from .gemm_base import GemmBase
+from .gemm_config import GemmConfig
 from .gemm_epilogue_plan import EpiloguePlan
 from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import ProblemAdapter
 from .problem_order import PermutedProblems
+from .split_pieces import PieceProblems
 from .split_works import SPLIT_ARGUMENTS, SplitProblems
 
 
@@ -37,6 +39,13 @@ def permuted(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
 def split(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
     """The adapter with several works to a tile, for a plan made by `combining`."""
     return type(f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS})
+
+
+@functools.cache
+def pieces(adapter: type[ProblemAdapter], tiles: GemmConfig) -> type[ProblemAdapter]:
+    """The adapter for adding up the partial tiles that a launch with configuration `tiles` has stored."""
+    arguments = adapter.arguments | SPLIT_ARGUMENTS
+    return type(f"Pieces{adapter.__name__}", (PieceProblems, adapter), {"arguments": arguments, "pieces_of": tiles})
 
 
 @functools.cache

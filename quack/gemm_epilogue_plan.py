@@ -78,6 +78,12 @@ class EpiloguePlan:
     combines: bool = False
     """Whether a work may be a part of a tile only; a mixin with `combine` says so, see `split_k_combine`."""
 
+    multiplies: bool = True
+    """False: works have no main loop, `combine` finds all of the sum in memory."""
+
+    finishes: bool = True
+    """False: `combine` leaves every tile to another launch."""
+
     def combine(self, tile: Any) -> cutlass.Boolean:
         """Where `combines`: puts the accumulators of a work together with those of the tile's other works. Whether they now
         are the whole sum, and this warpgroup runs the epilogue."""

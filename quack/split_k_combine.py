@@ -28,9 +28,13 @@ from cutlass import Boolean, Float32, Int32, Int64
 
 from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
 from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
+from .gemm_config import mma_warpgroups
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 8  # vectors that a thread loads before it uses the first
+UNROLL = 4  # parts whose loads may be in flight together
+COLUMNS = 8  # of a tile, whose elements in 64 rows are one vector of each thread of a warpgroup
+SLAB_M = 64
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,36 @@ class StorePartials:
     """Plan mixin: every work is only a part, to be added up by `SumPartials` in a launch of its own."""
 
     combines = True
+    finishes = False
 
     @cute.jit
     def combine(self, tile: PartialTile) -> Boolean:
         """As `SerialCombine.combine`; never."""
         tile.store(tile.memory(tile.work.slot * tile.work.split_count + tile.work.split))
         return Boolean(False)
+
+
+class SumPartials:
+    """Plan mixin of the second launch: adds up what `StorePartials` has stored, in the order of the parts."""
+
+    combines = True
+    multiplies = False
+
+    @cute.jit
+    def combine(self, tile: PartialTile) -> Boolean:
+        """All threads of an MMA warpgroup: fills the accumulators. The work is one 64-row piece, see `split_pieces`."""
+        tiles, columns = self.pieces_of, self.config.tile_n // COLUMNS
+        sharing = 1 if tiles.pingpong else mma_warpgroups(tiles)
+        of_warpgroup = tiles.tile_m // SLAB_M // sharing * (tiles.tile_n // COLUMNS)
+        slab = tile.work.tile_m % (tiles.tile_m // SLAB_M)
+        column = tile.work.tile_n % (tiles.tile_n // self.config.tile_n) * columns
+        slot = Int64(tile.work.slot) * tile.work.split_count
+        vector = (slot * sharing + slab % sharing) * of_warpgroup + slab // sharing * (tiles.tile_n // COLUMNS) + column
+        stride = WARPGROUP_THREADS * VECTOR
+        pointer = tile.params.workspace.iterator + cute.assume(vector * stride + tile.thread * VECTOR, divby=VECTOR)
+        step = sharing * of_warpgroup * stride
+        tile.accumulators.fill(0.0)
+        for split in cutlass.range(tile.work.split_count, unroll=UNROLL):
+            part = pointer + cute.assume(Int64(split) * step, divby=VECTOR)
+            tile.add(cute.make_tensor(part, cute.make_layout((VECTOR, columns), stride=(1, stride))))
+        return Boolean(True)

@@ -51,7 +51,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     from cutlass import cute
     from cutlass.cute import runtime as cute_runtime
 
-    from ..compose import combining, compose, permuted, split
+    from ..compose import combining, compose, permuted, pieces, split
 
     mixins = [resolve(op.mixin) for op in spec.epilogue]
     adapter = resolve(spec.adapter)
@@ -59,7 +59,8 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         adapter = permuted(adapter)
     plan = resolve(spec.plan)
     if spec.combine is not None:
-        adapter, plan = split(adapter), combining(resolve(spec.combine), plan)
+        adapter = split(adapter) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
+        plan = combining(resolve(spec.combine), plan)
     kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None

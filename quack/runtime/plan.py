@@ -16,7 +16,6 @@ from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
 from .gather import check_gather, check_index_values
-from .legality import legality
 from .operands import (
     aligned_copy,
     byte_span,
@@ -29,7 +28,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
-from .split_k import SplitPlan, check_split, cluster_tiles, split_spec
+from .split_k import SplitPlan, check_split, cluster_tiles
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -116,7 +115,7 @@ class GemmPlan:
         self.spec = spec
         self.split = split
         self.device = device.ordinal
-        self.function: Callable[..., None] = get_function(spec, device.is_emulated)
+        self.function: Callable[..., None] = get_function(spec, device.is_emulated) if split is None else split.function
         self.swapped = spec.config.swap_ab
         self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
         self.is_dynamic = spec.config.is_dynamic_persistent
@@ -141,7 +140,8 @@ class GemmPlan:
             A, B = B, A
         counter = tile_counter(self.device) if self.is_dynamic else None
         if self.split is not None:
-            arguments = (*(arguments or ()), *self.split.arguments(self.device))
+            self.split.run((A, B, C, out), arguments, ports, counter)
+            return
         self.function(A, B, C, out, arguments, ports, counter, self.clusters)
 
 
@@ -206,11 +206,10 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     splits = min(request.split_k or 1, device.sms // (config.cluster_m * config.cluster_n))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
-    spec = split_spec(spec, request.split_k_mode)
-    legality(spec).require()
     total_m = request.out.shape[0] if shape.is_ragged_m else None
     works = cluster_tiles(shape.swapped() if config.swap_ab else shape, config, total_m)
-    return GemmPlan(spec, device, request, copies, SplitPlan(spec, works, splits))
+    split = SplitPlan(spec, request.split_k_mode, works, splits, device)
+    return GemmPlan(spec, device, request, copies, split)
 
 
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, GemmSpec, tuple[bool, bool]]:

@@ -28,6 +28,7 @@ class GemmSpec:
     adapter, plan: names of the seam classes, "module:qualname".
     is_permuted: problems are worked through in the order of a device vector.
     combine:    name of the mixin that puts together the parts of a tile, None if tiles are not split (`split_k_combine`).
+    pieces_of:  of a kernel that only adds up partial tiles: the configuration of the kernel that stored them.
     """
 
     arch: str
@@ -39,6 +40,7 @@ class GemmSpec:
     plan: str = "quack.gemm_epilogue_plan:DefaultCommit"
     is_permuted: bool = False
     combine: Optional[str] = None
+    pieces_of: Optional[GemmConfig] = None
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""

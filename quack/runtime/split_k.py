@@ -1,5 +1,6 @@
 """Split-K on the host: rules for its arguments, the specs of its kernels, and the memory where partial sums meet."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
@@ -8,7 +9,8 @@ import torch
 from ..gemm_config import GemmConfig
 from ..sm90.resources import resources
 from ..split_k import SplitKMode
-from .device import EMULATED, is_capturing, raw_stream
+from .device import EMULATED, Device, is_capturing, raw_stream
+from .dispatch import get_function
 from .spec import GemmShape, GemmSpec, UnsupportedGemm
 
 _COMBINE = "quack.split_k_combine:"
@@ -17,6 +19,8 @@ COMBINE = {
     SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
     SplitKMode.SEPARATE: _COMBINE + "StorePartials",
 }
+SUM_PARTIALS = _COMBINE + "SumPartials"
+PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
 MAX_WORDS = 2**31 - 1  # fp32 of a workspace: its extent is an int32
 
 _memory: dict[tuple[int, int, str], torch.Tensor] = {}
@@ -33,9 +37,21 @@ def check_split(split_k: object, mode: object) -> None:
         raise TypeError(f"split_k_mode is {mode!r}, expected one of {names}")
 
 
-def split_spec(spec: GemmSpec, mode: SplitKMode) -> GemmSpec:
-    """The same GEMM with parts of a tile put together in this way."""
-    return replace(spec, combine=COMBINE[mode])
+def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
+    """The same GEMM with parts of a tile put together in this way; of two launches the first, which stores no output."""
+    if mode is SplitKMode.SEPARATE:
+        whole = replace(whole, operands=whole.operands._replace(c=None), epilogue=())
+    return replace(whole, combine=COMBINE[mode])
+
+
+def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
+    """The second launch of SEPARATE: the widest pieces of which there are enough for the device. works: as in `split_memory`."""
+    tiles = whole.config
+    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.tile_m // 64
+    widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0]
+    width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
+    config = GemmConfig(64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab)
+    return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 
 
 class SplitMemory(NamedTuple):
@@ -70,23 +86,35 @@ def split_memory(spec: GemmSpec, works: int, splits: int) -> SplitMemory:
 class SplitPlan:
     """The part of a prepared call that is about split-K.
 
-    spec: with `combine`. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device holds:
-    their waiting relies on it (`split_works`), and more parts would only add less each.
+    whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
+    holds: their waiting relies on it (`split_works`), and more parts would only add less each.
     """
 
-    __slots__ = ("is_zeroed", "memory", "splits")
+    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "splits", "sum_up")
 
-    def __init__(self, spec: GemmSpec, works: int, splits: int):
-        self.splits = splits
+    def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
+        spec, config = split_spec(whole, mode), whole.config
+        self.splits, self.device, self.ctas = splits, device.ordinal, device.sms
         self.memory = split_memory(spec, works, splits)
-        self.is_zeroed = spec.combine == COMBINE[SplitKMode.PARALLEL]
+        self.is_zeroed = mode is SplitKMode.PARALLEL
+        self.function = get_function(spec, device.is_emulated)
+        self.clusters = device.sms // (config.cluster_m * config.cluster_n)
+        self.sum_up: Optional[Callable[..., None]] = None
+        if mode is SplitKMode.SEPARATE:
+            self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)
 
-    def arguments(self, device: int) -> tuple[Any, ...]:
-        """`split_works.SplitArguments` for a launch on the current stream."""
+    def run(self, operands: tuple[Any, Any, Any, Any], arguments: Any, ports: Any, counter: Any) -> None:
+        """Launch on the current stream. operands: A, B, C, out in kernel terms; arguments: the adapter's own."""
         kind = "zeroed" if self.is_zeroed else "scratch"
-        workspace = memory_of_stream(device, kind, self.memory.workspace, torch.float32)
-        semaphores = memory_of_stream(device, "semaphores", self.memory.semaphores, torch.int32)
-        return self.splits, workspace, semaphores
+        workspace = memory_of_stream(self.device, kind, self.memory.workspace, torch.float32)
+        semaphores = memory_of_stream(self.device, "semaphores", self.memory.semaphores, torch.int32)
+        arguments = (*(arguments or ()), self.splits, workspace, semaphores)
+        if self.sum_up is None:
+            self.function(*operands, arguments, ports, counter, self.clusters)
+            return
+        a, b, _, d = operands
+        self.function(a, b, None, d, arguments, None, counter, self.clusters)
+        self.sum_up(*operands, arguments, ports, None, self.ctas)
 
 
 def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> torch.Tensor:

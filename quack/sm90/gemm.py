@@ -215,10 +215,10 @@ class GemmSm90(GemmBase):
         cta = CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
         if warpgroup_index == 0:
             cute.arch.setmaxregister_decrease(self.resources.producer_registers)
-            if cutlass.const_expr(self.gathers_a):
+            if cutlass.const_expr(self.gathers_a and self.multiplies):
                 if warp == LOAD_WARP or warp == GATHER_WARP:
                     self.gather_operands(cta, warp == LOAD_WARP)
-            else:
+            elif cutlass.const_expr(self.multiplies):
                 if warp == LOAD_WARP:
                     self.load_operands(cta)
             if cutlass.const_expr(c_pipeline is not None):
@@ -528,16 +528,20 @@ class GemmSm90(GemmBase):
         if cutlass.const_expr(self.specs.d.is_tma):
             held = self.acquire(cta.problem, (Operand.D,), work, held)
         mixin_states = [mixin.begin(ctx) for mixin, ctx in zip(team.mixins, contexts)]
-        k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
-        if cutlass.const_expr(self.config.pingpong):
-            wait_turn(team.index)
-        ab = self.multiply_tile(cta, team, contexts[-1], k_tiles, another_follows, state.ab)
+        ab = state.ab
+        if cutlass.const_expr(self.multiplies):
+            k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
+            if cutlass.const_expr(self.config.pingpong):
+                wait_turn(team.index)
+            ab = self.multiply_tile(cta, team, contexts[-1], k_tiles, another_follows, ab)
         if cutlass.const_expr(self.scratch_elements > 0):
             sync_warpgroup(team.index)
         epilogue = state.epilogue
         if cutlass.const_expr(self.combines):
-            if self.combine(self.partial_tile(cta, team, work)):
-                epilogue = self.finish_tile(cta, team, work, (contexts, mixin_states), epilogue)
+            is_complete = self.combine(self.partial_tile(cta, team, work))
+            if cutlass.const_expr(self.finishes):
+                if is_complete:
+                    epilogue = self.finish_tile(cta, team, work, (contexts, mixin_states), epilogue)
         else:
             epilogue = self.finish_tile(cta, team, work, (contexts, mixin_states), epilogue)
         return MmaState(ab, epilogue, held)
@@ -772,7 +776,8 @@ class GemmSm90(GemmBase):
         """How this CTA's roles learn their works."""
         if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
-        readers = (2 if self.gathers_a else 1) + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
+        loaders = (2 if self.gathers_a else 1) if self.multiplies else 0
+        readers = loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
         ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)

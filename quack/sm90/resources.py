@@ -5,7 +5,7 @@ The kernel allocates exactly what is computed here and `legality` refuses what d
 
 from dataclasses import dataclass
 
-from ..gemm_config import Dtype, GemmConfig, OperandSpecs
+from ..gemm_config import Dtype, GemmConfig, OperandSpecs, mma_warpgroups
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_90 (227 KB)
 RESERVED = 1024  # barriers, work ring and the slack of aligning the operand buffers to 1024 bytes
@@ -50,13 +50,6 @@ class Sm90Resources:
     @property
     def producer_registers(self) -> int:
         return PRODUCER_REGISTERS[self.mma_warpgroups]
-
-
-def mma_warpgroups(config: GemmConfig) -> int:
-    """Two for ping-pong; cooperative kernels use one warpgroup per 64 rows, at most two, or three for 192 rows."""
-    if config.pingpong:
-        return 2
-    return {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
 
 
 def epilogue_columns(tile_n: int, d: Dtype) -> int:

@@ -34,6 +34,7 @@ LAYERS = {
     "quack.gather_adapter": 2,
     "quack.problem_order": 2,
     "quack.split_works": 2,
+    "quack.split_pieces": 2,
     "quack.split_k_combine": 2,
     "quack.epilogue": 2,
     "quack.gemm_base": 3,
