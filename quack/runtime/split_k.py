@@ -103,18 +103,22 @@ class SplitPlan:
         if mode is SplitKMode.SEPARATE:
             self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)
 
-    def run(self, operands: tuple[Any, Any, Any, Any], arguments: Any, ports: Any, counter: Any) -> None:
-        """Launch on the current stream. operands: A, B, C, out in kernel terms; arguments: the adapter's own."""
+    def run(
+        self, operands: tuple[Any, ...], arguments: Any, ports: Any, counter: Any, sum_arguments: Any = None
+    ) -> None:
+        """Launch on the current stream. operands: A, B, C, out in kernel terms; arguments: the adapter's own, sum_arguments
+        those of a second launch where they differ."""
         kind = "zeroed" if self.is_zeroed else "scratch"
         workspace = memory_of_stream(self.device, kind, self.memory.workspace, torch.float32)
         semaphores = memory_of_stream(self.device, "semaphores", self.memory.semaphores, torch.int32)
-        arguments = (*(arguments or ()), self.splits, workspace, semaphores)
+        split = (self.splits, workspace, semaphores)
+        own = (*(arguments or ()), *split)
         if self.sum_up is None:
-            self.function(*operands, arguments, ports, counter, self.clusters)
+            self.function(*operands, own, ports, counter, self.clusters)
             return
         a, b, _, d = operands
-        self.function(a, b, None, d, arguments, None, counter, self.clusters)
-        self.sum_up(*operands, arguments, ports, None, self.ctas)
+        self.function(a, b, None, d, own, None, counter, self.clusters)
+        self.sum_up(*operands, (*(sum_arguments or arguments or ()), *split), ports, None, self.ctas)
 
 
 def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> torch.Tensor:
