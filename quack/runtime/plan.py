@@ -12,6 +12,7 @@ import torch
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..heuristics import sm90 as heuristics
+from ..heuristics import split_k as split_heuristics
 from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
@@ -195,20 +196,26 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     device = device_of(request.A)
     base = replace(base, arch=device.arch)
     swapped = replace(swapped, arch=device.arch)
+    splits, mode = request.split_k or 1, request.split_k_mode
     if request.config is None:
-        spec = heuristics.choose(base, shape, device.sms, swapped)
+        if request.split_k is None:
+            spec, splits, mode, _ = split_heuristics.choose(base, shape, device.sms, swapped)
+        elif splits > 1:
+            spec = split_heuristics.choose_for(base, shape, device.sms, swapped, splits, mode)
+        else:
+            spec = heuristics.choose(base, shape, device.sms, swapped)
         if request.dynamic or shape.is_ragged_m:  # groups end in tiles that take less time than others
             spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
     else:
         chosen = swapped if request.config.swap_ab else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
     config = spec.config
-    splits = min(request.split_k or 1, device.sms // (config.cluster_m * config.cluster_n))
+    splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
     total_m = request.out.shape[0] if shape.is_ragged_m else None
     works = cluster_tiles(shape.swapped() if config.swap_ab else shape, config, total_m)
-    split = SplitPlan(spec, request.split_k_mode, works, splits, device)
+    split = SplitPlan(spec, mode, works, splits, device)
     return GemmPlan(spec, device, request, copies, split)
 
 
