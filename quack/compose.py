@@ -38,7 +38,9 @@ def permuted(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
 @functools.cache
 def split(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
     """The adapter with several works to a tile, for a plan made by `combining`."""
-    return type(f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS})
+    return type(
+        f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS}
+    )
 
 
 @functools.cache

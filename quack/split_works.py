@@ -101,9 +101,7 @@ class SplitWorks(TileScheduler):
         """Which of a cluster's slots belongs to this CTA."""
         return cta_in_cluster_m * self.cluster_n + cta_in_cluster_n
 
-    def work_at(
-        self, params: SplitParams, cursor: Int32, cta_in_cluster_m: Int32, cta_in_cluster_n: Int32
-    ) -> WorkDesc:
+    def work_at(self, params: SplitParams, cursor: Int32, cta_in_cluster_m: Int32, cta_in_cluster_n: Int32) -> WorkDesc:
         tile, split = divmod(cursor, params.by_splits)
         whole = super().work_at(params.tiles, tile, cta_in_cluster_m, cta_in_cluster_n)
         slot = tile * (self.cluster_m * self.cluster_n) + self.cta_slot(cta_in_cluster_m, cta_in_cluster_n)

@@ -56,14 +56,16 @@ def cases() -> Iterator[SplitCase]:
     yield SplitCase(Case("split deep", 64, 64, 1000, out="fp32", config=small), 4)
     yield SplitCase(Case("split more than clusters", 64, 64, 300, config=small), 1000)
     yield SplitCase(Case("split batch", 72, 72, 200, batch=3, bias="bf16", bias_batched=True, config=small), 3)
-    yield SplitCase(Case("split odd", 131, 75, 272, pitch="odd", out_pitch="odd", c="bf16", c_pitch="odd", config=small), 2)
+    yield SplitCase(
+        Case("split odd", 131, 75, 272, pitch="odd", out_pitch="odd", c="bf16", c_pitch="odd", config=small), 2
+    )
     yield SplitCase(Case("split out m-major", 136, 72, 200, out_major="m", c="fp32", c_major="m", config=wide), 2)
     yield SplitCase(Case("split in place", 136, 72, 200, c="bf16", in_place=True, alpha=0.5, config=wide), 2)
     yield SplitCase(Case("split fp8", 136, 72, 600, a="e4m3", b="e4m3", config=small), 2)
     yield SplitCase(Case("split fp8 fast", 136, 72, 600, a="e4m3", b="e5m2", fast_accum=True, config=wide), 2)
     for config in (wide, SCHEDULES["dynamic pingpong"]):
         yield SplitCase(RaggedCase("m", SIZES, n=72, k=200, c="bf16", bias=True, nan_group=1, config=config), 2)
-        yield SplitCase(RaggedCase("k", SIZES, m=72, n=72, c="bf16", nan_group=3, config=wide), 3)
+        yield SplitCase(RaggedCase("k", SIZES, m=72, n=72, c="bf16", nan_group=3, config=config), 3)
     yield SplitCase(RaggedCase("m", MANY, n=72, k=200, odd=True, config=SCHEDULES["cluster 2x1"]), 2)
     yield SplitCase(RaggedCase("m", SIZES, n=72, k=200, pool=90, config=small), 2)
     yield SplitCase(RaggedCase("k", SIZES, m=72, n=64, pool=400, config=wide), 2)

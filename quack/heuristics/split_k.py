@@ -108,7 +108,9 @@ def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:
     config, pieces = spec.config, sum_spec(spec, works, sms).config
     elements = works * config.cluster_m * config.cluster_n * config.tile_m * config.tile_n
     piece = pieces.tile_m * pieces.tile_n
-    per_piece = 4 * splits * piece / PARTIAL_BYTES_PER_NS + sm90.drain_ns(spec) * piece / (config.tile_m * config.tile_n)
+    per_piece = 4 * splits * piece / PARTIAL_BYTES_PER_NS + sm90.drain_ns(spec) * piece / (
+        config.tile_m * config.tile_n
+    )
     total = 4 * splits * elements
     rate = L2_TOTAL_BYTES_PER_NS if total <= L2_BYTES else sm90.HBM_BYTES_PER_NS
     return max(math.ceil(elements / piece / sms) * per_piece, total / rate)

@@ -128,7 +128,9 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
 def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
     """Parts of a tile wait for each other, so those that are waited for must be running."""
     if spec.combine is not None and not spec.config.is_persistent:
-        yield Legality("split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True")
+        yield Legality(
+            "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
+        )
 
 
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:

@@ -143,5 +143,3 @@ def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> 
     if memory is None or memory.numel() < words:
         memory = _memory[key] = allocate()
     return memory
-
-

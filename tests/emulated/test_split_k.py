@@ -43,7 +43,9 @@ def test_deterministic_modes_agree_to_the_bit(config: str):
 
 
 def test_two_parts_are_deterministic_in_every_mode():
-    case = SplitCase(RaggedCase("m", (70, 0, 100), n=72, k=200, config=GemmConfig(64, 64, pingpong=True, cluster_m=1)), 2)
+    case = SplitCase(
+        RaggedCase("m", (70, 0, 100), n=72, k=200, config=GemmConfig(64, 64, pingpong=True, cluster_m=1)), 2
+    )
     results = set()
     for mode in MODES:
         run = Run(case, mode, "cpu")
