@@ -31,7 +31,7 @@ from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
 from .gemm_config import mma_warpgroups
 from .gemm_work import WorkDesc
 
-IN_FLIGHT = 8  # vectors that a thread loads before it uses the first
+IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
 UNROLL = 4  # parts whose loads may be in flight together
 COLUMNS = 8  # of a tile, whose elements in 64 rows are one vector of each thread of a warpgroup
 SLAB_M = 64

@@ -10,7 +10,7 @@ Ring protocol (S = `WORK_RING_STAGES`, n = reading warps per CTA):
 
 | barrier | arrivals to complete | arrives | waits |
 |---|---|---|---|
-| `full[s]` of every CTA | 1 + 32 (48 if tiles are split) bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
+| `full[s]` of every CTA | 1 + 32 (split tiles: 48) bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
 | `empty[s]` of CTA 0 | cluster size * n | lane 0 of every reading warp, remotely | the drawing warp |
 
 Tail: the drawing warp leaves only when all slots are empty again, so no CTA exits while a peer still signals it.

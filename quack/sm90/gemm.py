@@ -579,11 +579,12 @@ class GemmSm90(GemmBase):
         state: PipelineState,
     ) -> PipelineState:
         """The main loop; passes the turn when all is issued. Where the second half of this warpgroup's slabs lies below the
-        last row, only the first is multiplied: ragged problems end in such tiles, and all warpgroups share the tensor cores."""
+        last row, only the first is multiplied: ragged problems end in such tiles, and all warpgroups share the tensor cores.
+        Not where parts are combined: behind two main loops that makes ptxas serialise wgmma and spill."""
         slabs = self.resources.slabs
         if cutlass.const_expr(not self.fast_accum):
             state = self.multiply_promoting(cta, team, k_tiles, another_follows, state)
-        elif cutlass.const_expr(self.has_short_tiles):
+        elif cutlass.const_expr(self.has_short_tiles and not self.combines):
             if ctx.row + (slabs // 2 * self.sharing + team.share) * SLAB_M >= ctx.rows:
                 state = self.multiply(cta, team, slabs // 2, k_tiles, another_follows, state)
             else:
