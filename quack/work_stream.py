@@ -26,7 +26,7 @@ from cutlass import Boolean, Int32
 from .gemm_work import WorkDesc
 
 SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, m, n, k
-SPLIT_SLOT_WORDS = 12  # and where tiles are split: split, split_count, slot, 0
+SPLIT_SLOT_WORDS = 12  # and where tiles are split: split, slot, 0, 0
 STORE_WORDS = 4  # of one st.async
 
 
@@ -110,8 +110,8 @@ class RingStream:
         slot = cute.make_tensor(self.ring.slots + cursor.position * words, words)
         split, split_count, tile_slot = Int32(0), Int32(1), Int32(0)
         if cutlass.const_expr(self.scheduler.splits_k):
-            split, split_count = slot[8], slot[9]
-            tile_slot = slot[10] + self.scheduler.cta_slot(self.cta_m, self.cta_n)
+            split, split_count = slot[8], self.params.splits
+            tile_slot = slot[9] + self.scheduler.cta_slot(self.cta_m, self.cta_n)
         work = WorkDesc(
             tile_m=slot[0] + self.cta_m,
             tile_n=slot[1] + self.cta_n,
@@ -154,7 +154,7 @@ class RingStream:
                 place = (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid))
                 parts = [place, (work.start, work.m, work.n, work.k)]
                 if cutlass.const_expr(self.scheduler.splits_k):
-                    parts.append((work.split, work.split_count, work.slot, Int32(0)))
+                    parts.append((work.split, work.slot, Int32(0), Int32(0)))
                 for i, words in enumerate(parts):
                     cute.arch.store_async_dsmem(
                         (slot + i * STORE_WORDS).align(STORE_WORDS * 4), words, self.ring.full(stage), lane

@@ -21,6 +21,7 @@ from ..heuristics import sm90 as heuristics
 from ..split_k import SplitKMode
 from .device import EMULATED, Device, device_of, is_capturing, raw_stream, reachable, tile_counter
 from .dispatch import get_function
+from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
@@ -103,6 +104,7 @@ class GroupedLaunch:
     """The problems that one compiled function runs, in the order of its table: longest K first."""
 
     def __init__(self, spec: GemmSpec, device: Device, problems: list["Problem"], options: GroupedOptions):
+        legality(spec).require()
         config = spec.config
         self.spec = spec
         self.problems = sorted(problems, key=lambda p: -p.shape.k)

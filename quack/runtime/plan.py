@@ -17,6 +17,7 @@ from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
 from .gather import check_gather, check_index_values
+from .legality import legality
 from .operands import (
     aligned_copy,
     byte_span,
@@ -210,7 +211,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         chosen = swapped if request.config.swap_ab else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
     config = spec.config
-    splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
+    if splits > 1:
+        legality(spec).require()  # before its cluster size is used
+        splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
     total_m = request.out.shape[0] if shape.is_ragged_m else None
