@@ -104,6 +104,20 @@ class EpiloguePlan:
     so rows are rows of D.
     """
 
+    combines: bool = False
+    """Whether a work may be a part of a tile only; a mixin with `combine` says so, see `split_k_combine`."""
+
+    multiplies: bool = True
+    """False: works have no main loop, `combine` finds all of the sum in memory."""
+
+    finishes: bool = True
+    """False: `combine` leaves every tile to another launch."""
+
+    def combine(self, tile: Any) -> cutlass.Boolean:
+        """Where `combines`: puts the accumulators of a work together with those of the tile's other works. Whether they now
+        are the whole sum, and this warpgroup runs the epilogue."""
+        raise NotImplementedError
+
     def commit(
         self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: EpilogueState
     ) -> EpilogueState:
