@@ -63,7 +63,7 @@ def gemm_grouped(
         eager = torch.compiler.disable(gemm_grouped, reason=COMPILING)
         return eager(
             A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list, beta=beta,
-            fast_accum=fast_accum, config=config, epilogue=epilogue,
+            fast_accum=fast_accum, config=config, epilogue=epilogue, split_k=split_k, split_k_mode=split_k_mode,
         )  # fmt: skip
     tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
     options = GroupedOptions(
@@ -96,8 +96,9 @@ def grouped_plan(
 ) -> "GroupedPlan":
     """`gemm_grouped` prepared for calls that repeat; arguments as there. Launches nothing yet."""
     tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
-    split = (split_k, split_k_mode)
-    options = GroupedOptions(alpha, beta, fast_accum, config, dynamic_scheduler or None, *split)
+    options = GroupedOptions(
+        alpha, beta, fast_accum, config, dynamic_scheduler or None, split_k=split_k, split_k_mode=split_k_mode
+    )
     return GroupedPlan(tensors, options)
 
 

@@ -28,14 +28,14 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     triangular = symmetric_spec(replace(base, arch=device.arch))
     if request.config is not None:
         config = request.config.with_tile_k(base.operands.a.dtype)
-        return GemmPlan(replace(triangular, config=config), device, request, *copies)
+        return GemmPlan(replace(triangular, config=config), device, request, copies)
     whole = None
     if is_transpose(request.A, request.B) and swapped is not None:
         whole = replace(base, arch=device.arch), replace(swapped, arch=device.arch)
     spec = heuristics.choose(triangular, shape, device.sms, whole)
     if request.dynamic:
         spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
-    return GemmPlan(spec, device, request, *copies)
+    return GemmPlan(spec, device, request, copies)
 
 
 def symmetric_spec(base: GemmSpec) -> GemmSpec:
