@@ -225,6 +225,8 @@ def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment,
     tSR_sC = io.copy_c.get_slice(ctx.thread).partition_D(io.sC)[None, None, None, state.index]
     tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, io.sC.element_type)
     cute.autovec_copy(tSR_sC, tSR_rC)
+    # Reads before the arrival are not ordered before TMA's next write, which is of the async proxy, unless a fence says so.
+    cute.arch.fence_proxy("async.shared", space="cta")
     cute.arch.sync_warp()
     io.c_pipeline.consumer_release(state)
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)

@@ -116,7 +116,7 @@ class EverythingCase(NamedTuple):
         return f"{kind}-{self.m}x{self.n}x{self.k}-{str(self.dtype)[6:]}-{options}{tile}"
 
 
-PINGPONG, COOPERATIVE = quack.GemmConfig(128, 128, pingpong=True), quack.GemmConfig(128, 256)
+PINGPONG, COOPERATIVE = quack.GemmConfig(128, 96, pingpong=True), quack.GemmConfig(128, 192)
 EVERYTHING = (
     EverythingCase(200, 328, 96),
     EverythingCase(200, 322, 96, half=True, dtype=torch.float32),  # columns by element

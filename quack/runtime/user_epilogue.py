@@ -10,11 +10,12 @@ from typing import Any, Optional
 import torch
 
 from ..gemm_port import PortKind
+from .code_reader import is_frozen
 from .epilogue import Allocated, Port, Term
 from .plan import GemmRequest
 from .pointwise import PointwiseEpilogue, PointwiseFactory, pointwise
 from .spec import UnsupportedGemm
-from .user_code import Content, check_static, content_of, is_frozen, register, typed_repr
+from .user_code import Content, check_static, content_of, register, typed_repr
 
 PROTOCOL, PLAN = "quack.epilogue.protocol", "quack.gemm_epilogue_plan"
 EXPECTED = (

@@ -140,6 +140,62 @@ def test_functions_in_other_modules_count(monkeypatch):
     assert names(function) != first
 
 
+def test_a_borrowed_name_hides_nothing():
+    """`functools.wraps` gives a function the name of another."""
+
+    def wrapped(by):
+        @functools.wraps(ops.relu)
+        def function(x):
+            return x * by
+
+        return function
+
+    def content(by):
+        function = wrapped(by)
+        return content_of(lambda acc: function(acc)).digest
+
+    assert content(1.0) == content(1.0) != content(2.0)
+
+
+def test_a_module_named_like_one_of_pythons(tmp_path, monkeypatch):
+    """Such as a user's package `test`, which is not the standard library's."""
+    (tmp_path / "test").mkdir()
+    code = (
+        "from quack.runtime.user_code import content_of\n"
+        "from test.helpers import scale\n"
+        "print(content_of(lambda acc: scale(acc)).digest)\n"
+    )
+    digests = set()
+    for factor in (2, 3):
+        (tmp_path / "test" / "helpers.py").write_text(f"def scale(x):\n    return x * {factor}\n")
+        env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        (tmp_path / "test" / "__init__.py").write_text("")
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 2
+
+
+class Ordered:
+    def __init__(self, x):
+        self.x = x
+
+    def __lt__(self, other):
+        return self.x < other.x
+
+
+def test_comparisons_of_helpers_count(monkeypatch):
+    function = lambda acc: acc if Ordered(1) < Ordered(2) else -acc  # noqa: E731
+    first = names(function)
+    monkeypatch.setattr(Ordered, "__lt__", lambda self, other: self.x > other.x)
+    assert names(function) != first
+
+
+def test_imported_library_functions_count_by_name():
+    from cutlass.cute.arch import fmax
+
+    assert names(lambda acc: fmax(acc, math.exp(1.0)), lambda acc: max(acc, 1.0) if callable(acc) else acc)
+
+
 def test_recursion_ends():
     def power(x, n):
         return x if n == 1 else x * power(x, n - 1)
