@@ -252,10 +252,10 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
     kinds = [port.kind for port in present_ports(spec.epilogue)]
     has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or PortKind.TILE_INPUT in kinds
-    reserved = EPILOGUE_REGISTERS
-    if has_side_access or has_user_code(spec):  # what a user's mixin holds in registers is unknown: reserve as for C
-        partials = sum(kind in (PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS) for kind in kinds)
-        reserved = SIDE_REGISTERS + (PARTIAL_REGISTERS * partials if has_side_access else 0)
+    partials = sum(kind in (PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS) for kind in kinds)
+    # What a user's mixin holds in registers is unknown: reserve as for C.
+    reserved = SIDE_REGISTERS if has_side_access or has_user_code(spec) else EPILOGUE_REGISTERS
+    reserved += PARTIAL_REGISTERS * (partials if has_side_access else max(0, partials - 1))
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     reserved += max((MIXIN_REGISTERS.get(op.mixin, 0) for op in spec.epilogue), default=0)

@@ -21,7 +21,7 @@ MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
 EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
 SIDE_REGISTERS = 96  # the same where C is read or D is stored by element: fragments of C, 64-bit addresses, predicates
 HALVES_REGISTERS = 112  # C and D both by element and halves (`is_concat`) among them or the vectors: more addresses
-PARTIAL_REGISTERS = 8  # more for each reduction beside such an access
+PARTIAL_REGISTERS = 8  # more for each reduction beside such an access, or beside another
 # More for mixins that keep much at hand: exponentials of many elements, random words.
 MIXIN_REGISTERS = {
     "quack.epilogue.reduction:RowLogSumExp": 56,

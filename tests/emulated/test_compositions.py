@@ -27,7 +27,7 @@ from quack.runtime.spec import UnsupportedGemm
 from tests.cases import View, make_view, poison
 from tests.epilogue_norm_cases import poisoned_partials
 
-IN_CI = 8
+IN_CI = 6
 COUNT = int(os.environ.get("QUACK_COMPOSITIONS", IN_CI))
 TOLERANCE = (
     6e-3  # of the largest intermediate magnitude: approximations of activations, fp32 sums and bf16 inputs to them

@@ -125,7 +125,11 @@ def test_tiles_that_would_spill_are_refused(launches):
         quack.gemm_tuned.fn(A, B, out, config=wide, rounding_mode=RoundingMode.RS)
     with pytest.raises(UnsupportedGemm, match="accumulator registers"):
         gemm_reduce(A, B, row="log_sum_exp", config=wide)
-    assert len(launches) == 1
+    with pytest.raises(UnsupportedGemm, match="accumulator registers"):
+        gemm_reduce(A, B, row="sum", col="sum", config=wide)
+    gemm_reduce(A, B, row="sum_of_squares", config=wide)
+    gemm_reduce(A, B, col="max", config=wide)
+    assert len(launches) == 3
 
 
 # ---- references -------------------------------------------------------------------------------------------------------
