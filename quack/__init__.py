@@ -49,6 +49,8 @@ _EXPORTS = {
         "gemm_norm_act_ref",
         "gemm_norm_act_tuned",
     ),
+    "quack.gemm_reduction": ("gemm_reduce",),
+    "quack.reduction": ("Reduction",),
     "quack.gemm_symmetry": ("gemm_symmetric", "gemm_symmetric_out", "gemm_symmetric_ref"),
     "quack.split_k": ("SplitKMode",),
     "quack.rounding": ("RoundingMode",),

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from .epilogue.pointwise import FIELD, Pointwise
 from .epilogue.protocol import PORT_TYPES, EpilogueMixin
 from .gemm_base import GemmBase
+from .gemm_config import GemmConfig
 from .gemm_epilogue_plan import EpiloguePlan
 from .gemm_port import ArgumentKind, PortKind
 from .gemm_problem_adapter import ProblemAdapter
 from .problem_order import PermutedProblems
+from .split_pieces import PieceProblems
+from .split_works import SPLIT_ARGUMENTS, SplitProblems
 
 
 @functools.cache
@@ -39,3 +42,24 @@ def pointwise(function: Callable, kinds: tuple[tuple[str, PortKind], ...]) -> ty
     types = {port.kind: port for port in PORT_TYPES}
     ports = {FIELD + name: types[kind] for name, kind in kinds}
     return type("Pointwise", (Pointwise,), {"__annotations__": ports, "function": staticmethod(function)})
+
+
+@functools.cache
+def split(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
+    """The adapter with several works to a tile, for a plan made by `combining`."""
+    return type(
+        f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS}
+    )
+
+
+@functools.cache
+def pieces(adapter: type[ProblemAdapter], tiles: GemmConfig) -> type[ProblemAdapter]:
+    """The adapter for adding up the partial tiles that a launch with configuration `tiles` has stored."""
+    arguments = adapter.arguments | SPLIT_ARGUMENTS
+    return type(f"Pieces{adapter.__name__}", (PieceProblems, adapter), {"arguments": arguments, "pieces_of": tiles})
+
+
+@functools.cache
+def combining(combine: type, plan: type[EpiloguePlan]) -> type[EpiloguePlan]:
+    """The commit policy, run once for all works of a tile; `combine` says how these meet (see `split_k_combine`)."""
+    return type(f"{combine.__name__}{plan.__name__}", (combine, plan), {})

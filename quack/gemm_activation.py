@@ -9,7 +9,7 @@ or postact where there is no other.
 These functions are not differentiable by themselves; `quack.linear` and `quack.mlp` are.
 """
 
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -361,15 +361,16 @@ gemm_dact_tuned, gemm_dgated_tuned = _DactTuned(), _DgatedTuned()
 # ---- what the functions share -----------------------------------------------------------------------------------------
 
 
+_BY_NAME: dict[Optional[str], AnyActivation] = {f.value: f for f in (*Activation, *GatedActivation)}
+
+
 def activation_of(name: ActivationName) -> AnyActivation:
-    """The activation of this name, gated or not; ValueError names all of them."""
-    if isinstance(name, GatedActivation) or name in [gated.value for gated in GatedActivation]:
-        return GatedActivation.of(name)
-    try:
-        return Activation.of(name)
-    except ValueError:
-        legal = ", ".join(repr(f.value) for f in (*Activation, *GatedActivation))
-        raise ValueError(f"activation is {name!r}, expected one of {legal}") from None
+    """The activation of this name, gated or not; ValueError names all of them. torch.compile can trace it: no enum is iterated."""
+    if isinstance(name, (Activation, GatedActivation)):
+        return name
+    if (name is None or isinstance(name, str)) and name in _BY_NAME:
+        return _BY_NAME[name]
+    raise ValueError(f"activation is {name!r}, expected one of {', '.join(map(repr, _BY_NAME))}")
 
 
 def product_shape(A: torch.Tensor, B: torch.Tensor, A_idx: Optional[torch.Tensor]) -> tuple[int, ...]:
@@ -452,6 +453,23 @@ def _operand_names(concat_layout: Optional[tuple[str, ...]]) -> Optional[tuple[s
 # ---- launches ---------------------------------------------------------------------------------------------------------
 
 
+def forward_request(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    preact: Optional[torch.Tensor],
+    postact: torch.Tensor,
+    function: AnyActivation,
+    **options: Any,
+) -> GemmRequest:
+    """D is preact and postact a further output, or D is postact alone. options: further fields of the request."""
+    is_gated = isinstance(function, GatedActivation)
+    port = Port("postact_out", PortKind.TILE_OUTPUT, None if preact is None else postact, is_halved=is_gated)
+    mixin = _FORWARD + ("Gate" if is_gated else "Activate")
+    term = Term(mixin, (port,), (("activation", function),), swapped=None if is_gated else mixin)
+    out, halves_out = (postact, is_gated) if preact is None else (preact, False)
+    return GemmRequest(A, B, out, epilogue=(term,), halves_out=halves_out, **options)
+
+
 def _launch_forward(
     A: torch.Tensor,
     B: torch.Tensor,
@@ -467,28 +485,13 @@ def _launch_forward(
     config: Optional[GemmConfig] = None,
     leading: tuple[Term, ...] = (),
 ) -> None:
-    """D is preact and postact a further output, or D is postact alone. leading: mixins before C."""
-    is_gated = isinstance(function, GatedActivation)
-    port = Port("postact_out", PortKind.TILE_OUTPUT, None if preact is None else postact, is_halved=is_gated)
-    mixin = _FORWARD + ("Gate" if is_gated else "Activate")
-    term = Term(mixin, (port,), (("activation", function),), swapped=None if is_gated else mixin)
+    """As `forward_request`. leading: mixins before C."""
     launch_with_epilogue(
-        GemmRequest(
-            A,
-            B,
-            postact if preact is None else preact,
-            C,
-            bias,
-            config=config,
-            dynamic=dynamic,
-            cu_seqlens_m=cu_seqlens_m,
-            A_idx=A_idx,
-            concat_layout=concat_layout,
-            leading=leading,
-            epilogue=(term,),
-            halves_out=is_gated and preact is None,
+        forward_request(
+            A, B, preact, postact, function, C=C, bias=bias, cu_seqlens_m=cu_seqlens_m, A_idx=A_idx, dynamic=dynamic,
+            concat_layout=concat_layout, config=config, leading=leading,
         )
-    )
+    )  # fmt: skip
 
 
 # torch.compile sees one opaque op with declared mutations; eager calls never pass through the dispatcher.
@@ -515,6 +518,35 @@ def _(A, B, preact, postact, C, bias, activation, cu_seqlens_m, A_idx, dynamic, 
     return None
 
 
+def backward_request(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    x: torch.Tensor,
+    dx: torch.Tensor,
+    postact: Optional[torch.Tensor],
+    function: AnyActivation,
+    scale: Optional[torch.Tensor] = None,
+    reduces: bool = False,
+    **options: Any,
+) -> GemmRequest:
+    """C is x and D dx; of gated activations both as 32-bit words, so that they have the shape of the product."""
+    statics: tuple[tuple[str, object], ...] = (("activation", function),)
+    mixin = _BACKWARD + "ActivateBackward"
+    if isinstance(function, GatedActivation):
+        words = as_words("PreAct", x, function), as_words("dx_out", dx, function)
+        statics += (("pairs", DTYPE_OF_TORCH[x.dtype]), ("gradient_pairs", DTYPE_OF_TORCH[dx.dtype]))
+        mixin = _BACKWARD + "GateBackward"
+        x, dx = words
+    ports = (
+        Port("postact_out", PortKind.TILE_OUTPUT, postact),
+        Port("colvec_scale", PortKind.COL_VECTOR, scale),
+        Port("colvec_reduce", PortKind.ROW_PARTIALS, Allocated.PARTIALS if reduces else None),
+    )
+    is_pointwise = scale is None and not reduces
+    term = Term(mixin, ports, statics, swapped=mixin if is_pointwise else None, uses_c=True)
+    return GemmRequest(A, B, dx, x, epilogue=(term,), **options)
+
+
 def _launch_backward(
     A: torch.Tensor,
     B: torch.Tensor,
@@ -529,39 +561,18 @@ def _launch_backward(
     dynamic: bool,
     config: Optional[GemmConfig] = None,
 ) -> None:
-    """C is x and D dx; of gated activations both as 32-bit words, so that they have the shape of the product."""
+    """sums: where the reduction goes."""
     shape = preact_shape(function, product_shape(A, B, A_idx))
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"PreAct is a {type(x).__name__}, expected a torch.Tensor")
     if tuple(x.shape) != shape:
         raise ValueError(f"PreAct has shape {tuple(x.shape)}, expected {shape}")
-    statics: tuple[tuple[str, object], ...] = (("activation", function),)
-    mixin = _BACKWARD + "ActivateBackward"
-    if isinstance(function, GatedActivation):
-        words = as_words("PreAct", x, function), as_words("dx_out", dx, function)
-        statics += (("pairs", DTYPE_OF_TORCH[x.dtype]), ("gradient_pairs", DTYPE_OF_TORCH[dx.dtype]))
-        x, dx = words
-        mixin = _BACKWARD + "GateBackward"
-    ports = (
-        Port("postact_out", PortKind.TILE_OUTPUT, postact),
-        Port("colvec_scale", PortKind.COL_VECTOR, scale),
-        Port("colvec_reduce", PortKind.ROW_PARTIALS, None if sums is None else Allocated.PARTIALS),
-    )
-    is_pointwise = scale is None and sums is None
-    term = Term(mixin, ports, statics, swapped=mixin if is_pointwise else None, uses_c=True)
     partials = launch_with_epilogue(
-        GemmRequest(
-            A,
-            B,
-            dx,
-            x,
-            config=config,
-            dynamic=dynamic,
-            cu_seqlens_m=cu_seqlens_m,
-            A_idx=A_idx,
-            epilogue=(term,),
+        backward_request(
+            A, B, x, dx, postact, function, scale, sums is not None, cu_seqlens_m=cu_seqlens_m, A_idx=A_idx,
+            dynamic=dynamic, config=config,
         )
-    )
+    )  # fmt: skip
     if sums is not None and 0 in shape:
         sums.zero_()
     elif sums is not None:

@@ -134,3 +134,10 @@ class GemmConfig:
     def with_tile_k(self, a_dtype: Dtype) -> "GemmConfig":
         """The same configuration with tile_k filled in: one 128-byte swizzle row of K unless given."""
         return self if self.tile_k else replace(self, tile_k=128 // a_dtype.bytes)
+
+
+def mma_warpgroups(config: GemmConfig) -> int:
+    """Two for ping-pong; cooperative kernels use one warpgroup per 64 rows, at most two, or three for 192 rows."""
+    if config.pingpong:
+        return 2
+    return {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]

@@ -104,6 +104,20 @@ class EpiloguePlan:
     so rows are rows of D.
     """
 
+    combines: bool = False
+    """Whether a work may be a part of a tile only; a mixin with `combine` says so, see `split_k_combine`."""
+
+    multiplies: bool = True
+    """False: works have no main loop, `combine` finds all of the sum in memory."""
+
+    finishes: bool = True
+    """False: `combine` leaves every tile to another launch."""
+
+    def combine(self, tile: Any) -> cutlass.Boolean:
+        """Where `combines`: puts the accumulators of a work together with those of the tile's other works. Whether they now
+        are the whole sum, and this warpgroup runs the epilogue."""
+        raise NotImplementedError
+
     def commit(
         self, ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: EpilogueState
     ) -> EpilogueState:
@@ -225,6 +239,8 @@ def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment,
     tSR_sC = io.copy_c.get_slice(ctx.thread).partition_D(io.sC)[None, None, None, state.index]
     tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, io.sC.element_type)
     cute.autovec_copy(tSR_sC, tSR_rC)
+    # Reads before the arrival are not ordered before TMA's next write, which is of the async proxy, unless a fence says so.
+    cute.arch.fence_proxy("async.shared", space="cta")
     cute.arch.sync_warp()
     io.c_pipeline.consumer_release(state)
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)

@@ -36,7 +36,9 @@ from .runtime.plan import (
 )
 from .runtime.problem_order import check_permutation_values
 from .runtime.spec import UnsupportedGemm
+from .runtime.split_k import check_split
 from .runtime.user_epilogue import user_call
+from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
@@ -61,10 +63,14 @@ def _launch(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: Optional[tuple[str, ...]] = None,
     batch_idx_permute: Optional[torch.Tensor] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     epilogue: tuple[Term, ...] = (),
 ) -> None:
     """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute)
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode)
+    if split_k is not None and split_k != 1:
+        check_split(split_k, split_k_mode)
     if epilogue:
         base = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
         launch_with_epilogue(replace(base, epilogue=epilogue))
@@ -74,6 +80,7 @@ def _launch(
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
+            split_k, None if split_k is None else split_k_mode,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
         prepare(
@@ -254,6 +261,8 @@ def _gemm_op(
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
     batch_idx_permute: Optional[torch.Tensor] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: str = SplitKMode.SERIAL.value,
     rounding_mode: int = 0,
     sr_seed: int = 0,
 ) -> None:
@@ -273,6 +282,8 @@ def _gemm_op(
         A_idx,
         _split_names(concat_layout),
         batch_idx_permute,
+        split_k,
+        SplitKMode(split_k_mode),
         rounding_terms(rounding_mode, sr_seed, out),
     )
 
@@ -295,6 +306,8 @@ def _(
     A_idx=None,
     concat_layout="",
     batch_idx_permute=None,
+    split_k=None,
+    split_k_mode=SplitKMode.SERIAL.value,
     rounding_mode=0,
     sr_seed=0,
 ):
@@ -316,10 +329,12 @@ def _gemm_add_inplace_op(
     cu_seqlens_k: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
     concat_layout: str = "",
+    split_k: Optional[int] = None,
+    split_k_mode: str = SplitKMode.SERIAL.value,
 ) -> None:
     alpha_value = alpha if alpha_tensor is None else alpha_tensor
     beta_value = beta if beta_tensor is None else beta_tensor
-    special = (cu_seqlens_m, cu_seqlens_k, A_idx, _split_names(concat_layout))
+    special = (cu_seqlens_m, cu_seqlens_k, A_idx, _split_names(concat_layout), None, split_k, SplitKMode(split_k_mode))
     _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *special)
 
 
@@ -337,6 +352,8 @@ def _(
     cu_seqlens_k=None,
     A_idx=None,
     concat_layout="",
+    split_k=None,
+    split_k_mode=SplitKMode.SERIAL.value,
 ):
     return None
 
@@ -361,8 +378,8 @@ def gemm(
     rounding_mode: Optional[int] = None,
     sr_seed: int = 0,
     concat_layout: Optional[tuple[str, ...]] = None,
-    split_k: int = 1,
-    split_k_mode: Optional[object] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     *,
     fast_accum: bool = False,
     epilogue: Optional[Any] = None,
@@ -392,10 +409,11 @@ def gemm(
     epilogue: an instance of your own `EpilogueMixin`, of `quack.pointwise`, a function of the accumulator, or a tuple of
     these, applied to alpha * A @ B + bias in this order (docs/epilogues.md). With extra outputs the result is the tuple (out,
     *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
-    Not built yet and refused: split-K.
+    split_k: the sum over K of an output tile is made of so many parts, computed at the same time and put together as
+    split_k_mode says (`SplitKMode`), where there are few tiles and much K. None has it chosen, always with a mode that gives
+    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made.
     """
-    if split_k != 1:
-        _refuse_unbuilt(split_k=split_k)
+    check_split(split_k, split_k_mode)
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
     if out is None:
@@ -412,13 +430,14 @@ def gemm(
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, ",".join(concat_layout or ()), batch_idx_permute, int(rounding_mode or 0), sr_seed,
+            A_idx, ",".join(concat_layout or ()), batch_idx_permute, split_k, split_k_mode.value, int(rounding_mode or 0),
+            sr_seed,
         )  # fmt: skip
         return out
     rounding = rounding_terms(rounding_mode, sr_seed, out) if rounding_mode else ()
     _launch(
         A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-        A_idx, concat_layout, batch_idx_permute, rounding,
+        A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode, rounding,
     )  # fmt: skip
     return out
 
@@ -434,6 +453,8 @@ def gemm_add(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     *,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     cu_seqlens_k: Optional[torch.Tensor] = None,
@@ -443,7 +464,7 @@ def gemm_add(
 ) -> Any:
     """out = alpha * A @ B + beta * C. C may have another dtype than out; `out is C` works in place.
 
-    cu_seqlens_m, cu_seqlens_k, A_idx: as in `gemm`; C has the shape of out.
+    cu_seqlens_m, cu_seqlens_k, A_idx, split_k, split_k_mode: as in `gemm`; C has the shape of out.
 
     beta = 0.0 as a number does not read C (as in BLAS); a beta tensor that holds 0 does, so NaN in C propagates then.
     concat_layout: as in `gemm`; in place it names both C and out, or neither.
@@ -453,6 +474,7 @@ def gemm_add(
         concat_layout = concat_names(concat_layout)
     if C is None:
         raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
+    check_split(split_k, split_k_mode)
     ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
     if out is None:
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
@@ -469,15 +491,18 @@ def gemm_add(
         if out is C:
             _gemm_add_inplace_op(
                 A, B, out, alpha_value, beta_value, alpha_tensor, beta_tensor, dynamic_scheduler, *ragged,
-                ",".join(concat_layout or ()),
+                ",".join(concat_layout or ()), split_k, split_k_mode.value,
             )  # fmt: skip
         else:
             _gemm_op(
                 A, B, out, C, None, alpha_value, beta_value, alpha_tensor, beta_tensor, False, dynamic_scheduler,
-                *ragged, ",".join(concat_layout or ()),
+                *ragged, ",".join(concat_layout or ()), None, split_k, split_k_mode.value,
             )  # fmt: skip
         return out
-    _launch(A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout)
+    _launch(
+        A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout, None, split_k,
+        split_k_mode,
+    )  # fmt: skip
     return out
 
 
@@ -576,10 +601,12 @@ class _Tuned:
         fast_accum: bool = False,
         epilogue: Optional[Any] = None,
         commit: Optional[type] = None,
+        split_k: Optional[int] = None,
+        split_k_mode: SplitKMode = SplitKMode.SERIAL,
     ) -> Any:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
 
-        Returns None; with epilogue or commit what `gemm` returns.
+        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given, else as in `gemm`.
         """
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -597,7 +624,7 @@ class _Tuned:
             return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, concat_layout, batch_idx_permute, rounding_terms(rounding_mode, sr_seed, out),
+            A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode, rounding_terms(rounding_mode, sr_seed, out),
         )  # fmt: skip
 
     __call__ = fn

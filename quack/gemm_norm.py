@@ -30,7 +30,7 @@ from .gemm_activation import (
 from .gemm_config import GemmConfig
 from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with_epilogue
 from .gemm_port import PortKind
-from .gemm_reduce import row_reduction
+from .gemm_reduction import row_reduction
 from .reduction import Reduction
 from .rms_final_reduce import rms_final_reduce
 from .runtime.concat import interleaved

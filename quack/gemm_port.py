@@ -56,6 +56,7 @@ class ArgumentKind(enum.Enum):
     INT32_VECTOR = "int32 (any,)"
     INT64_ROWS = "int64 (any, 16), 128-byte aligned"
     INT32 = "int32 by value"
+    FP32_VECTOR = "fp32 (any,), 16-byte aligned"
 
 
 GROUPED_WORDS = 16  # columns of INT64_ROWS: 128 bytes

@@ -12,13 +12,14 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `acquire` | load and epilogue roles, per work | makes the problem's own TMA descriptors visible, if it has some |
 | `descriptor` | load and epilogue roles, per work | such a descriptor |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
-| `k_tiles` | load and MMA roles, per work | number of k tiles; 0 leaves the accumulator zero |
+| `k_tiles` | `k_range` | number of k tiles of the problem; 0 leaves the accumulator zero |
+| `k_range` | load and MMA roles, per work | those of them that the work adds up: all, but see `split_works` |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
 | `gathered_lines` | load roles, per work, if `gathers_a` | which lines of A the problem consists of, instead of `operand(A)` |
 """
 
 import enum
-from typing import Any, ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional, Union
 
 import cutlass.cute as cute
 from cutlass import Int32
@@ -44,6 +45,13 @@ class ProblemShape(NamedTuple):
     m: Int32
     n: Int32
     k: Int32
+
+
+class KRange(NamedTuple):
+    """The k tiles of one work: count of them, from first on. first is the number 0 where works are whole tiles."""
+
+    first: Union[Int32, int]
+    count: Int32
 
 
 NO_PROBLEM = -1
@@ -120,8 +128,12 @@ class ProblemAdapter:
         raise NotImplementedError
 
     def k_tiles(self, params, work: WorkDesc, tile_k: int) -> Int32:
-        """Device. k tiles to accumulate for `work`."""
+        """Device. k tiles of the problem that `work` belongs to."""
         raise NotImplementedError
+
+    def k_range(self, params, work: WorkDesc, tile_k: int) -> KRange:
+        """Device. k tiles to accumulate for `work`."""
+        return KRange(0, self.k_tiles(params, work, tile_k))
 
     def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
         """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""

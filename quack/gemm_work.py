@@ -19,6 +19,8 @@ class WorkDesc:
     problem: batch or group index, the same in all CTAs of a cluster. The problem adapter turns it into
         pointers and extents.
     start: first element of the problem's part of a ragged dimension (varlen-M: rows), else 0.
+    split, split_count: which part of the tile's k tiles this is, and of how many; the last part finishes the tile.
+    slot: number of the tile, different for all tiles and CTAs of a launch; only set where tiles are split.
     m, n, k: extents of the problem that the scheduler had to look up to find the work, else 0. Spares each role the
         lookup; the adapter knows which are set.
     is_valid: False once the cluster is out of work; the same in all its CTAs. The other fields then mean
@@ -32,4 +34,7 @@ class WorkDesc:
     m: Int32
     n: Int32
     k: Int32
+    split: Int32
+    split_count: Int32
+    slot: Int32
     is_valid: Boolean

@@ -22,6 +22,7 @@ from .runtime.grouped import (
     problem_request,
 )
 from .runtime.user_epilogue import grouped_terms
+from .split_k import SplitKMode
 
 MAX_PROGRAMS = 256
 
@@ -43,6 +44,8 @@ def gemm_grouped(
     fast_accum: bool = False,
     config: Optional[GemmConfig] = None,
     epilogue: Optional[Any] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
 ) -> list[torch.Tensor]:
     """out_i = alpha * A_i @ B_i + beta * C_i + bias_i for every i. Returns the outputs, allocated if not given.
 
@@ -52,6 +55,7 @@ def gemm_grouped(
     (in place), and outs may be disjoint column slices of one matrix; any other overlap is an error.
 
     dynamic_scheduler: draw tiles from a counter; without it that is done where the K_i differ. config: run exactly this one.
+    split_k, split_k_mode: as of `gemm`, the same number of parts for all problems; None is 1.
     The first call with new addresses writes the table; see `grouped_plan` for calls that repeat.
     epilogue: as in `gemm`, pointwise and with Scalar and Integer ports only, which all problems share.
     """
@@ -62,7 +66,9 @@ def gemm_grouped(
             fast_accum=fast_accum, config=config, epilogue=epilogue,
         )  # fmt: skip
     tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
-    options = GroupedOptions(alpha, beta, fast_accum, config, dynamic_scheduler or None)
+    options = GroupedOptions(
+        alpha, beta, fast_accum, config, dynamic_scheduler or None, split_k=split_k, split_k_mode=split_k_mode
+    )
     if epilogue is not None and tensors.A:
         options = replace(options, epilogue=grouped_terms(epilogue, problem_request(tensors, options, 0)))
     if torch.compiler.is_compiling():
@@ -85,10 +91,14 @@ def grouped_plan(
     beta: Scalar = 1.0,
     fast_accum: bool = False,
     config: Optional[GemmConfig] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
 ) -> "GroupedPlan":
     """`gemm_grouped` prepared for calls that repeat; arguments as there. Launches nothing yet."""
     tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
-    return GroupedPlan(tensors, GroupedOptions(alpha, beta, fast_accum, config, dynamic_scheduler or None))
+    split = (split_k, split_k_mode)
+    options = GroupedOptions(alpha, beta, fast_accum, config, dynamic_scheduler or None, *split)
+    return GroupedPlan(tensors, options)
 
 
 class GroupedPlan:
@@ -216,6 +226,7 @@ def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram
         *map(_signature, tensors.flat()), tensors.C is None, tensors.bias is None, _scalar_kind(options.alpha),
         _scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
         tuple(term.signature() for term in options.epilogue),
+        options.split_k, options.split_k_mode,
         None if tensors.A[0].is_cuda else emulation_key(),
     )  # fmt: skip
     program = _programs.get(key)
@@ -246,6 +257,8 @@ def _grouped_op(
     beta_tensor: Optional[torch.Tensor],
     fast_accum: bool,
     dynamic: bool,
+    split_k: Optional[int],
+    split_k_mode: str,
 ) -> None:
     gemm_grouped(
         A_list,
@@ -257,11 +270,16 @@ def _grouped_op(
         bias_list=bias_list or None,
         beta=beta if beta_tensor is None else beta_tensor,
         fast_accum=fast_accum,
+        split_k=split_k,
+        split_k_mode=SplitKMode(split_k_mode),
     )
 
 
 @_grouped_op.register_fake
-def _(A_list, B_list, out_list, C_list, bias_list, alpha, beta, alpha_tensor, beta_tensor, fast_accum, dynamic):
+def _(
+    A_list, B_list, out_list, C_list, bias_list, alpha, beta, alpha_tensor, beta_tensor, fast_accum, dynamic, split_k,
+    split_k_mode,
+):  # fmt: skip
     return None
 
 
@@ -269,4 +287,6 @@ def _run_opaque(tensors: GroupedTensors, options: GroupedOptions) -> None:
     alpha, alpha_tensor = _split_scalar(options.alpha)
     beta, beta_tensor = _split_scalar(options.beta)
     lists = [list(family or ()) for family in tensors]
-    _grouped_op(*lists, alpha, beta, alpha_tensor, beta_tensor, options.fast_accum, bool(options.dynamic))
+    scalars = (alpha, beta, alpha_tensor, beta_tensor)
+    split = (options.split_k, options.split_k_mode.value)
+    _grouped_op(*lists, *scalars, options.fast_accum, bool(options.dynamic), *split)

@@ -100,6 +100,9 @@ class SearchScheduler(TileScheduler):
             m=Int32(found.m),
             n=Int32(found.n),
             k=Int32(found.k),
+            split=Int32(0),
+            split_count=Int32(1),
+            slot=Int32(0),
             is_valid=is_found,
         )
 

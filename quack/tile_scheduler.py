@@ -71,6 +71,9 @@ class TileScheduler:
     is_broadcast: bool = False
     """True: one warp of the cluster draws and decodes works for all roles. False: each role does it by itself."""
 
+    splits_k: bool = False
+    """Whether several works may share an output tile; see `split_works`."""
+
     def __init__(
         self,
         cluster_shape_mn: tuple[int, int] = (1, 1),
@@ -186,6 +189,9 @@ class TileScheduler:
             m=Int32(0),
             n=Int32(0),
             k=Int32(0),
+            split=Int32(0),
+            split_count=Int32(1),
+            slot=Int32(0),
             is_valid=Boolean(cursor < params.total_works),
         )
 

@@ -123,6 +123,9 @@ class Triangular(TileScheduler):
             m=Int32(0),
             n=Int32(0),
             k=Int32(0),
+            split=Int32(0),
+            split_count=Int32(1),
+            slot=Int32(0),
             is_valid=Boolean(cursor < params.total_works),
         )
 

@@ -10,7 +10,7 @@ Ring protocol (S = `WORK_RING_STAGES`, n = reading warps per CTA):
 
 | barrier | arrivals to complete | arrives | waits |
 |---|---|---|---|
-| `full[s]` of every CTA | 1 + 32 bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
+| `full[s]` of every CTA | 1 + 32 (split tiles: 48) bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
 | `empty[s]` of CTA 0 | cluster size * n | lane 0 of every reading warp, remotely | the drawing warp |
 
 Tail: the drawing warp leaves only when all slots are empty again, so no CTA exits while a peer still signals it.
@@ -26,7 +26,13 @@ from cutlass import Boolean, Int32
 from .gemm_work import WorkDesc
 
 SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, m, n, k
+SPLIT_SLOT_WORDS = 12  # and where tiles are split: split, slot, 0, 0
 STORE_WORDS = 4  # of one st.async
+
+
+def slot_words(scheduler: Any) -> int:
+    """int32 words of a work in the ring."""
+    return SPLIT_SLOT_WORDS if scheduler.splits_k else SLOT_WORDS
 
 
 class WorkCursor(NamedTuple):
@@ -100,8 +106,13 @@ class RingStream:
     def next(self, cursor: WorkCursor) -> WorkCursor:
         """All 32 lanes of a reading warp."""
         cute.arch.mbarrier_wait(self.ring.full(cursor.position), cursor.phase)
-        slot = cute.make_tensor(self.ring.slots + cursor.position * SLOT_WORDS, SLOT_WORDS)
+        words = slot_words(self.scheduler)
+        slot = cute.make_tensor(self.ring.slots + cursor.position * words, words)
         tile_m, tile_n = self.scheduler.tile_of_cta(slot[0], slot[1], self.cta_m, self.cta_n)
+        split, split_count, tile_slot = Int32(0), Int32(1), Int32(0)
+        if cutlass.const_expr(self.scheduler.splits_k):
+            split, split_count = slot[8], self.params.splits
+            tile_slot = slot[9] + self.scheduler.cta_slot(self.cta_m, self.cta_n)
         work = WorkDesc(
             tile_m=tile_m,
             tile_n=tile_n,
@@ -110,6 +121,9 @@ class RingStream:
             m=slot[5],
             n=slot[6],
             k=slot[7],
+            split=split,
+            split_count=split_count,
+            slot=tile_slot,
             is_valid=Boolean(slot[3] != 0),
         )
         cute.arch.sync_warp()
@@ -135,10 +149,14 @@ class RingStream:
             position = self.scheduler.draw(counter, position)
             work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
             if lane < self.ring.cluster_size:
-                cute.arch.mbarrier_arrive_and_expect_tx(self.ring.full(stage), SLOT_WORDS * 4, lane)
-                slot = self.ring.slots + stage * SLOT_WORDS
+                sent = slot_words(self.scheduler)
+                cute.arch.mbarrier_arrive_and_expect_tx(self.ring.full(stage), sent * 4, lane)
+                slot = self.ring.slots + stage * sent
                 place = (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid))
-                for i, words in enumerate((place, (work.start, work.m, work.n, work.k))):
+                parts = [place, (work.start, work.m, work.n, work.k)]
+                if cutlass.const_expr(self.scheduler.splits_k):
+                    parts.append((work.split, work.slot, Int32(0), Int32(0)))
+                for i, words in enumerate(parts):
                     cute.arch.store_async_dsmem(
                         (slot + i * STORE_WORDS).align(STORE_WORDS * 4), words, self.ring.full(stage), lane
                     )

@@ -17,7 +17,7 @@ import quack.runtime.epilogue as host_epilogue
 from quack.activation_ref import reference as activation_reference
 from quack.gemm_activation import activation_of
 from quack.gemm_config import GemmConfig
-from quack.gemm_reduce import gemm_reduce
+from quack.gemm_reduction import gemm_reduce
 from quack.rounding import RoundingMode
 from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.philox import round_stochastically

@@ -101,13 +101,13 @@ class GroupedOperands:
         )  # fmt: skip
 
 
-def run(t: GroupedOperands) -> None:
-    """One call into poisoned buffers (or onto C)."""
+def run(t: GroupedOperands, **options: Any) -> None:
+    """One call into poisoned buffers (or onto C). options: further arguments."""
     for out, before in zip(t.outs, t.before):
         poison(out.buffer)
         if t.case.in_place:
             out.tensor.copy_(before)
-    gemm_grouped(**t.arguments())
+    gemm_grouped(**t.arguments(), **options)
 
 
 def verify(t: GroupedOperands) -> None:

@@ -10,7 +10,7 @@ class Opcode(NamedTuple):
     """name: leading parts of the opcode; build: from a `Binder` to a closure over a warp.
 
     handles_predicate: the closure tests the guard itself (branches). The closure returns None to go on with the next
-    instruction, the index of another one, `SWITCHED`, or a `Wait`.
+    instruction, the index of another one, `SWITCHED`, `YIELDED`, or a `Wait`.
     """
 
     name: str

@@ -21,6 +21,7 @@ from .values import LANE, LANES, Value, where
 
 NEVER = 1 << 60  # a program counter that no path reaches
 SWITCHED = NEVER + 1  # what an instruction returns after it changed the running path
+YIELDED = NEVER + 2  # what it returns if others shall run before the next instruction
 ALL_LANES = np.ones(LANES, bool)
 QUANTUM = 4096  # instructions that a warp, or one of its paths, runs before others get their turn
 
@@ -189,10 +190,8 @@ class Warp:
             if i in right.origin and right.origin[i][0] is y:
                 y = right.origin[i][1]
             regs[i] = x if x is y else where(right.mask, y, x, bits[i])
-        merged = Path(left.pc, left.mask | right.mask, regs)
-        if left.wait is not None and right.wait is not None:
-            merged.wait = left.wait
-        return merged
+        # What either waited for may be the other one: the instruction runs again and decides.
+        return Path(left.pc, left.mask | right.mask, regs)
 
     def exit_path(self) -> None:
         """The running path reached `ret` or `exit`."""
@@ -260,6 +259,10 @@ class Warp:
                 raise misuse from error
             if jump is None:
                 path.pc += 1
+            elif jump is YIELDED:
+                path.pc += 1
+                quantum, left = quantum - left, 0
+                self.streak = QUANTUM
             elif jump is SWITCHED:
                 if self.is_done:
                     break

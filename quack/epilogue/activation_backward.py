@@ -4,7 +4,7 @@ With a row scale s (mixtures of experts weigh each token's postact by its router
 dx = s dy f'(x), and the gradient of s is the sum of dy f(x) over the row (SonicMoE, arXiv 2512.14080).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import add
 from typing import Any, NamedTuple, Optional
 
@@ -15,6 +15,7 @@ from ..activation import Activation, GatedActivation
 from ..cute_activation import ACTIVATIONS, GATED_ACTIVATIONS
 from ..cute_dtype import CUTE_DTYPE
 from ..dsl.convert import pack_pair, unpack_pair
+from ..dsl.schedule import behind, unknown_zero
 from ..gemm_config import Dtype
 from .protocol import ColVector, EpilogueContext, EpilogueFragment, EpilogueMixin, RowPartials, TileOutput
 
@@ -46,8 +47,9 @@ class ActivationBackward(EpilogueMixin):
     def visit(self, ctx: EpilogueContext, state: Any, frag: EpilogueFragment) -> Any:
         scales = None if self.scale is None else ctx.values(self.scale, frag)
         dx, values, products = (cute.make_rmem_tensor(frag.acc.shape, Float32) for _ in range(3))
+        zero = unknown_zero(ctx.rows + ctx.thread)
         for v in range(cute.size(frag.acc)):
-            dy = frag.acc[v]
+            dy = behind(zero, frag.acc[v])
             dx[v], post = self.gradient(frag.c[v], dy if scales is None else dy * scales[v])
             values[v] = post if scales is None else post * scales[v]
             products[v] = dy * post
@@ -55,7 +57,9 @@ class ActivationBackward(EpilogueMixin):
         if self.postact is not None:
             frag.put(self.postact, values)
         if self.reduction is not None:
-            state = ctx.reduce_rows(state, frag, ctx.within_columns(frag, products, 0.0), add)
+            # Otherwise the comparisons of columns are kept in registers from one slab to the next.
+            late = replace(ctx, cols=ctx.cols + zero)
+            state = ctx.reduce_rows(state, frag, late.within_columns(frag, products, 0.0), add)
         return state
 
     def end(self, ctx: EpilogueContext, state: Any) -> None:

@@ -55,13 +55,17 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
     from cutlass import cute
     from cutlass.cute import runtime as cute_runtime
 
-    from ..compose import compose, permuted
+    from ..compose import combining, compose, permuted, pieces, split
 
     mixins = [resolve(op.mixin) for op in spec.epilogue]
     adapter = resolve(spec.adapter)
     if spec.is_permuted:
         adapter = permuted(adapter)
-    kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, resolve(spec.plan), *mixins)
+    plan = resolve(spec.plan)
+    if spec.combine is not None:
+        adapter = split(adapter) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
+        plan = combining(resolve(spec.combine), plan)
+    kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None
     if spec.config.is_dynamic_persistent:
@@ -109,6 +113,8 @@ def _fake_argument(kind: ArgumentKind) -> Any:
     if kind is ArgumentKind.INT64_ROWS:
         shape, stride = (cute.sym_int(), GROUPED_WORDS), (GROUPED_WORDS, 1)
         return cute_runtime.make_fake_tensor(cutlass.Int64, shape, stride, assumed_align=8 * GROUPED_WORDS)
+    if kind is ArgumentKind.FP32_VECTOR:
+        return cute_runtime.make_fake_tensor(cutlass.Float32, (cute.sym_int(),), (1,), assumed_align=16)
     return cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4)
 
 

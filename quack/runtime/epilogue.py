@@ -11,9 +11,8 @@ from typing import Any, Optional
 
 import torch
 
-from ..gemm_config import Dtype, Major, OperandSpec
+from ..gemm_config import Dtype, Major, OperandSpec, mma_warpgroups
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
-from ..sm90.resources import mma_warpgroups
 from .operands import check_scalar, check_tensors, check_vector, dtype_of, is_injective, overlaps
 from .spec import GemmShape, GemmSpec
 

@@ -6,6 +6,7 @@ on the device (`BoundTables`), which is written once for each set of addresses a
 several streams, and replays of CUDA graphs, cannot disturb each other.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,15 @@ import torch
 from ..gemm_config import TMA_ALIGN_BYTES, GemmConfig, OperandSpec
 from ..gemm_port import GROUPED_WORDS, EpilogueOpSpec, PortKind, PortSource, present_ports
 from ..heuristics import sm90 as heuristics
+from ..split_k import SplitKMode
 from .device import EMULATED, Device, device_of, is_capturing, raw_stream, reachable, tile_counter
 from .dispatch import get_function
 from .epilogue import Term
+from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
+from .split_k import SplitPlan, check_split
 
 Tensors = Sequence[torch.Tensor]
 Pointers = tuple[int, ...]
@@ -32,6 +36,7 @@ TABLE_BYTES = 8 * GROUPED_WORDS
 VECTORS = (PortKind.ROW_VECTOR, PortKind.COL_VECTOR)
 DESCRIPTORS = 4  # per problem
 MAX_TABLES = 16  # sets of addresses that a program remembers
+NOTHING = contextlib.nullcontext()
 _captured: list["BoundTables"] = []  # a CUDA graph may replay at any time: what it reads lives as long as the process
 
 data_ptr = torch.Tensor.data_ptr
@@ -60,14 +65,18 @@ class GroupedOptions:
     config: Optional[GemmConfig] = None
     dynamic: Optional[bool] = None  # None: if the problems differ in K
     epilogue: tuple[Term, ...] = ()  # a user's, see `user_epilogue.grouped_terms`
+    split_k: Optional[int] = None  # None: 1
+    split_k_mode: SplitKMode = SplitKMode.SERIAL
 
 
 class BoundTables:
     """The device tables of one launch for one set of addresses. Immutable once its first launch has run."""
 
-    def __init__(self, rows: np.ndarray, device: torch.device):
+    def __init__(self, rows: np.ndarray, device: torch.device, sums_up: bool):
         self.staging = torch.from_numpy(rows)
         self.descriptors = _aligned_rows(DESCRIPTORS * len(rows), device)
+        # Of a second launch, whose boxes differ.
+        self.sum_descriptors = _aligned_rows(DESCRIPTORS * len(rows), device) if sums_up else None
         self.table = _aligned_rows(len(rows), device)
         self.device = self.table.get_device()
         if device.type == "cuda":
@@ -85,6 +94,8 @@ class BoundTables:
         current.wait_event(self.written)
         self.table.record_stream(current)
         self.descriptors.record_stream(current)
+        if self.sum_descriptors is not None:
+            self.sum_descriptors.record_stream(current)
 
     def mark_written(self) -> None:
         """After the first launch."""
@@ -95,13 +106,19 @@ class BoundTables:
 class GroupedLaunch:
     """The problems that one compiled function runs, in the order of its table: longest K first."""
 
-    def __init__(self, spec: GemmSpec, device: Device, problems: list["Problem"]):
+    def __init__(self, spec: GemmSpec, device: Device, problems: list["Problem"], options: GroupedOptions):
+        legality(spec).require()
         config = spec.config
         self.spec = spec
-        self.function = get_function(spec, device.is_emulated)
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
         clusters = device.sms // (config.cluster_m * config.cluster_n)
-        self.clusters = max(1, min(clusters, sum(_works(p.shape, config) for p in self.problems)))
+        works = sum(_works(p.shape, config) for p in self.problems)
+        self.clusters = max(1, min(clusters, works))
+        splits = min(options.split_k or 1, clusters)
+        self.split: Optional[SplitPlan] = None
+        if splits > 1:
+            self.split = SplitPlan(spec, options.split_k_mode, works, splits, device)
+        self.function = get_function(spec, device.is_emulated) if self.split is None else self.split.function
         self.is_dynamic = config.is_dynamic_persistent
         self.device = device.ordinal
         self.template, self.template_has_k = self.problems[0].index, self.problems[0].shape.k > 0
@@ -132,7 +149,8 @@ class GroupedLaunch:
         for family, word in zip(families, words):
             if family is not None:
                 rows[:, word] = [family[p.index].data_ptr() for p in self.problems]
-        return BoundLaunch(self, BoundTables(rows, tensors.out[0].device))
+        sums_up = self.split is not None and self.split.sum_up is not None
+        return BoundLaunch(self, BoundTables(rows, tensors.out[0].device, sums_up))
 
     def templates(self, tensors: GroupedTensors) -> tuple[Any, ...]:
         """A, B, C and D of one problem in kernel roles, from which the host encodes descriptors."""
@@ -178,11 +196,13 @@ class BoundLaunch:
         """Launch on the current stream, which must be ordered behind the writing of the tables."""
         launch = self.launch
         counter = tile_counter(launch.device) if launch.is_dynamic else None
-        if launch.device != EMULATED:
-            launch.function(a, b, c, d, problem, ports, counter, launch.clusters)
-            return
-        with reachable(tensors.flat()):
-            launch.function(a, b, c, d, problem, ports, counter, launch.clusters)
+        with reachable(tensors.flat()) if launch.device == EMULATED else NOTHING:
+            if launch.split is None:
+                launch.function(a, b, c, d, problem, ports, counter, launch.clusters)
+            else:
+                table, _, is_new = problem
+                sum_problem = (table, self.tables.sum_descriptors, is_new)
+                launch.split.run((a, b, c, d), problem, ports, counter, sum_problem)
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,7 @@ class GroupedProgram:
 
 def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram:
     """Validate, choose, compile or load. Errors as of `plan.prepare`, with the number of the problem."""
+    check_split(options.split_k, options.split_k_mode)
     classes: dict[GemmSpec, list[tuple[Problem, GemmSpec]]] = {}
     copies = []
     for index in range(len(tensors.A)):
@@ -259,7 +280,7 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
             spec = choose(replace(base, arch=device.arch), swapped, [p.shape for p in problems], options, device)
             if spec.config.swap_ab:
                 problems = [replace(p, shape=p.shape.swapped()) for p in problems]
-            launches.append(GroupedLaunch(spec, device, problems))
+            launches.append(GroupedLaunch(spec, device, problems, options))
         except UnsupportedGemm as error:
             raise UnsupportedGemm(f"problem {problems[0].index}: {error.reason}", error.alternative) from None
     return GroupedProgram(launches, copies)

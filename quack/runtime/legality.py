@@ -18,6 +18,7 @@ from ..sm90.resources import (
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
 from .symmetric_rules import symmetric_refusals
 
+PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
@@ -154,6 +155,19 @@ def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
         )
 
 
+def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
+    """Parts of a tile wait for each other, so those that are waited for must be running."""
+    if spec.combine is not None and not spec.config.is_persistent:
+        yield Legality(
+            "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
+        )
+    if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
+        yield Legality(
+            "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
+            "SplitKMode.SERIAL",
+        )
+
+
 def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
     yield from _adapter_refusals(spec)
@@ -161,6 +175,7 @@ def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _concat_refusals(spec)
     yield from _order_refusals(spec)
     yield from _port_refusals(spec)
+    yield from _split_refusals(spec)
     yield from _operand_refusals(spec.operands, _input_names(spec.config))
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)

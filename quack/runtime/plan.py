@@ -12,10 +12,13 @@ import torch
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind
 from ..heuristics import sm90 as heuristics
+from ..heuristics import split_k as split_heuristics
+from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
 from .dispatch import get_function
 from .epilogue import Port, Term, check_terms, mirror, op_spec, swapped_ops
 from .gather import check_gather, check_index_values
+from .legality import legality
 from .operands import (
     aligned_copy,
     byte_span,
@@ -37,6 +40,7 @@ from .spec import (
     UnsupportedGemm,
     is_user_code,
 )
+from .split_k import SplitPlan, check_split, cluster_tiles
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -62,6 +66,8 @@ class GemmRequest:
     A_idx: Optional[torch.Tensor] = None  # (total_m,) or (total_k,): which row or column of A each one is
     concat_layout: Optional[tuple[str, ...]] = None  # operands stored as two halves, see `concat.concat_names`
     batch_idx_permute: Optional[torch.Tensor] = None  # (problems,): the order in which they are worked through
+    split_k: Optional[int] = None  # parts of the sum over K; None: the heuristics choose, 1 with a pinned configuration
+    split_k_mode: SplitKMode = SplitKMode.SERIAL
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
     plan: str = DEFAULT_COMMIT  # the commit policy
@@ -128,19 +134,27 @@ class GemmPlan:
 
     __slots__ = (
         "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_dynamic",
-        "shape", "spec", "swapped",
+        "shape", "spec", "split", "swapped",
     )  # fmt: skip
 
-    def __init__(self, spec: GemmSpec, device: Device, request: GemmRequest, copy_a: bool, copy_b: bool):
+    def __init__(
+        self,
+        spec: GemmSpec,
+        device: Device,
+        request: GemmRequest,
+        copies: tuple[bool, bool],
+        split: Optional[SplitPlan] = None,
+    ):
         self.spec = spec
         self.shape = product_extents(request)
         self.is_batched = request.out.dim() == 3
+        self.split = split
         self.device = device.ordinal
-        self.function: Callable[..., None] = get_function(spec, device.is_emulated)
+        self.function: Callable[..., None] = get_function(spec, device.is_emulated) if split is None else split.function
         self.swapped = spec.config.swap_ab
         self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
         self.is_dynamic = spec.config.is_dynamic_persistent
-        self.copy_a, self.copy_b = copy_a, copy_b
+        self.copy_a, self.copy_b = copies
         self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
 
     def run(
@@ -160,6 +174,9 @@ class GemmPlan:
         if self.swapped:
             A, B = B, A
         counter = tile_counter(self.device) if self.is_dynamic else None
+        if self.split is not None:
+            self.split.run((A, B, C, out), arguments, ports, counter)
+            return
         self.function(A, B, C, out, arguments, ports, counter, self.clusters)
 
 
@@ -217,8 +234,14 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     base = replace(base, arch=device.arch)
     if swapped is not None:
         swapped = replace(swapped, arch=device.arch)
+    splits, mode = request.split_k or 1, request.split_k_mode
     if request.config is None:
-        spec = heuristics.choose(base, shape, device.sms, swapped)
+        if request.split_k is None:
+            spec, splits, mode, _ = split_heuristics.choose(base, shape, device.sms, swapped)
+        elif splits > 1:
+            spec = split_heuristics.choose_for(base, shape, device.sms, swapped, splits, mode)
+        else:
+            spec = heuristics.choose(base, shape, device.sms, swapped)
         if request.dynamic or shape.is_ragged_m:  # groups end in tiles that take less time than others
             spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
     else:
@@ -228,7 +251,16 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
             )
         chosen = swapped if request.config.swap_ab and swapped is not None else base
         spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
-    return GemmPlan(spec, device, request, *copies)
+    config = spec.config
+    if splits > 1:
+        legality(spec).require()  # before its cluster size is used
+        splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
+    if splits <= 1:
+        return GemmPlan(spec, device, request, copies)
+    total_m = request.out.shape[0] if shape.is_ragged_m else None
+    works = cluster_tiles(shape.swapped() if config.swap_ab else shape, config, total_m)
+    split = SplitPlan(spec, mode, works, splits, device)
+    return GemmPlan(spec, device, request, copies, split)
 
 
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optional[GemmSpec], tuple[bool, bool]]:
@@ -240,6 +272,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
     check_terms(request.terms, request.A, request.out, shape, product_extents(request).m, problems)
     if request.batch_idx_permute is not None:
         check_permutation(request.batch_idx_permute, problems, request.A)
+    check_split(request.split_k, request.split_k_mode)
     if not isinstance(request.config, (GemmConfig, type(None))):
         raise TypeError(f"config is a {type(request.config).__name__}, expected a GemmConfig")
     check_aliases(request)

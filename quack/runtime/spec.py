@@ -37,6 +37,8 @@ class GemmSpec:
     fast_accum: fp8 only; False adds partial sums in full fp32 precision.
     adapter, plan: names of the seam classes, "module:qualname", or of a user's, see `user_code`.
     is_permuted: problems are worked through in the order of a device vector.
+    combine:    name of the mixin that puts together the parts of a tile, None if tiles are not split (`split_k_combine`).
+    pieces_of:  of a kernel that only adds up partial tiles: the configuration of the kernel that stored them.
     """
 
     arch: str
@@ -47,6 +49,8 @@ class GemmSpec:
     adapter: str = DENSE
     plan: str = DEFAULT_COMMIT
     is_permuted: bool = False
+    combine: Optional[str] = None
+    pieces_of: Optional[GemmConfig] = None
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""

@@ -26,6 +26,8 @@ def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     if not is_symmetric:
         return
     config, operands = spec.config, spec.operands
+    if spec.combine is not None:
+        yield "split-K has no schedule over mirrored pairs of tiles", "split_k=1"
     if config.swap_ab:
         yield "a symmetric result is its own transpose: swapping A and B changes nothing", "swap_ab=False"
     if config.tile_m != config.tile_n:

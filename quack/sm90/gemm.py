@@ -58,7 +58,8 @@ from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilo
 from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
-from ..work_stream import SLOT_WORDS, LocalStream, RingStream, WorkRing
+from ..split_k_combine import PartialTile, is_last_part
+from ..work_stream import LocalStream, RingStream, WorkRing, slot_words
 from .gather import GATHER_WARPS, gather_tile, make_line_copier
 from .resources import SLAB_M, WORK_RING_STAGES, resources
 
@@ -123,7 +124,8 @@ class GemmSm90(GemmBase):
         self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
-        self.narrow_columns = self.resources.narrow_columns if self.has_narrow_tiles and self.fast_accum else ()
+        has_narrow = self.has_narrow_tiles and self.fast_accum and not self.combines
+        self.narrow_columns = self.resources.narrow_columns if has_narrow else ()
         self.warpgroups = self.resources.mma_warpgroups
         self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
 
@@ -213,7 +215,7 @@ class GemmSm90(GemmBase):
         barriers = allocator.allocate_array(
             Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
         )
-        slots = allocator.allocate_array(Int32, SLOT_WORDS * WORK_RING_STAGES, byte_alignment=16)
+        slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
         ab_pipeline, c_pipeline = self.make_pipelines(barriers)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
@@ -233,10 +235,10 @@ class GemmSm90(GemmBase):
         cta = CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
         if warpgroup_index == 0:
             cute.arch.setmaxregister_decrease(self.resources.producer_registers)
-            if cutlass.const_expr(self.gathers_a):
+            if cutlass.const_expr(self.gathers_a and self.multiplies):
                 if warp == LOAD_WARP or warp == GATHER_WARP:
                     self.gather_operands(cta, warp == LOAD_WARP)
-            else:
+            elif cutlass.const_expr(self.multiplies):
                 if warp == LOAD_WARP:
                     self.load_operands(cta)
             if cutlass.const_expr(c_pipeline is not None):
@@ -302,7 +304,9 @@ class GemmSm90(GemmBase):
         tBsB, tBgB = self.partition_b(cta, work)
         a_descriptor = self.descriptor(cta.problem, Operand.A, work)
         b_descriptor = self.descriptor(cta.problem, Operand.B, work)
-        for k_tile in cutlass.range(self.k_tiles(cta.problem, work, tile_k), unroll=1):
+        first, count = self.k_range(cta.problem, work, tile_k)
+        for step in cutlass.range(count, unroll=1):
+            k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             cute.copy(
@@ -358,11 +362,13 @@ class GemmSm90(GemmBase):
         lines = self.gathered_lines(cta.problem, work)
         copier = make_line_copier(tile, Int32(not is_leader), cta.operands.a.tensor, cta.smem.a, lines)
         row = work.tile_m * tile_m
-        line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(0), row)
+        first, k_tiles = self.k_range(cta.problem, work, tile_k)
+        line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(first * tile_k), row)
         indices = copier.load_indices(line)
         state, oldest, pending = gather
-        lag, k_tiles = self.resources.gather_lag, self.k_tiles(cta.problem, work, tile_k)
-        for k_tile in cutlass.range(k_tiles, unroll=1):
+        lag = self.resources.gather_lag
+        for step in cutlass.range(k_tiles, unroll=1):
+            k_tile = first + step
             following = indices
             if cutlass.const_expr(tile.is_by_row):
                 element = k_tile * tile_k
@@ -420,7 +426,11 @@ class GemmSm90(GemmBase):
         cursor = cta.works.first()
         while cursor.work.is_valid:
             held = self.acquire(cta.problem, (Operand.C,), cursor.work, held)
-            state = self.load_c_work(cta, cursor.work, state)
+            if cutlass.const_expr(self.combines):
+                if is_last_part(cursor.work):
+                    state = self.load_c_work(cta, cursor.work, state)
+            else:
+                state = self.load_c_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
         cta.c.producer_tail(state)
 
@@ -530,9 +540,13 @@ class GemmSm90(GemmBase):
     def skip_work(self, cta: CtaContext, work: WorkDesc, state: MmaState) -> MmaState:
         """Step over the stages that the other ping-pong warpgroup consumes."""
         ab, c = state.ab, state.epilogue.c
-        ab.advance(self.k_tiles(cta.problem, work, self.config.tile_k))
+        ab.advance(self.k_range(cta.problem, work, self.config.tile_k).count)
         if cutlass.const_expr(c is not None):
-            c.advance(self.resources.slabs * self.config.tile_n // self.resources.epi_n)
+            subtiles = self.resources.slabs * self.config.tile_n // self.resources.epi_n
+            if cutlass.const_expr(self.combines):
+                c.advance(subtiles if is_last_part(work) else Int32(0))
+            else:
+                c.advance(subtiles)
         return MmaState(ab, EpilogueState(c, state.epilogue.d_stage), state.held)
 
     @cute.jit
@@ -548,22 +562,51 @@ class GemmSm90(GemmBase):
             for port in bound_ports(mixin):
                 ctx.stage(port)
         mixin_states = [mixin.begin(ctx) for mixin in team.mixins]
-        k_tiles = self.k_tiles(cta.problem, work, self.config.tile_k)
-        if cutlass.const_expr(self.config.pingpong):
-            wait_turn(team.index)
-        ab = self.multiply_tile(cta, team, ctx, k_tiles, another_follows, state.ab)
+        ab = state.ab
+        if cutlass.const_expr(self.multiplies):
+            k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
+            if cutlass.const_expr(self.config.pingpong):
+                wait_turn(team.index)
+            ab = self.multiply_tile(cta, team, ctx, k_tiles, another_follows, ab)
         if cutlass.const_expr(self.scratch_words > 0):
             sync_warpgroup(team.index)
-        io = self.make_epilogue_io(cta, team, work)
+        epilogue = state.epilogue
+        is_complete = Boolean(True)
+        if cutlass.const_expr(self.combines):
+            is_complete = self.combine(self.partial_tile(cta, team, work))
         if cutlass.const_expr(self.orders_c):
             wait_turn(team.index, NamedBarrierId.C_ORDER)
-        epilogue = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state.epilogue)
+        if cutlass.const_expr(not self.combines):
+            epilogue = self.finish_tile(cta, team, work, (ctx, mixin_states), epilogue)
+        elif cutlass.const_expr(self.finishes):
+            if is_complete:
+                epilogue = self.finish_tile(cta, team, work, (ctx, mixin_states), epilogue)
         if cutlass.const_expr(self.orders_c):
             if another_follows:
                 pass_turn(1 - team.index, NamedBarrierId.C_ORDER)
+        return MmaState(ab, epilogue, held)
+
+    @cute.jit
+    def finish_tile(
+        self,
+        cta: CtaContext,
+        team: "MmaTeam",
+        work: WorkDesc,
+        mixins: cutlass.Constexpr[tuple],
+        state: EpilogueState,
+    ) -> EpilogueState:
+        """The epilogue of one tile, whose accumulators are complete. mixins: (context, states)."""
+        ctx, mixin_states = mixins
+        io = self.make_epilogue_io(cta, team, work)
+        state = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state)
         if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
-        return MmaState(ab, epilogue, held)
+        return state
+
+    def partial_tile(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> PartialTile:
+        """What this warpgroup has of the tile, after the main loop of one of its works."""
+        thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
+        return PartialTile(team.accumulators, work, cta.works.params, thread, team.index, team.share, self.sharing)
 
     @cute.jit
     def multiply_tile(
@@ -576,11 +619,12 @@ class GemmSm90(GemmBase):
         state: PipelineState,
     ) -> PipelineState:
         """The main loop; passes the turn when all is issued. Where the second half of this warpgroup's slabs lies below the
-        last row, only the first is multiplied: ragged problems end in such tiles, and all warpgroups share the tensor cores."""
+        last row, only the first is multiplied: ragged problems end in such tiles, and all warpgroups share the tensor cores.
+        Not where parts are combined: behind two main loops that makes ptxas serialise wgmma and spill."""
         slabs = self.resources.slabs
         if cutlass.const_expr(not self.fast_accum):
             state = self.multiply_promoting(cta, team, k_tiles, another_follows, state)
-        elif cutlass.const_expr(self.has_short_tiles):
+        elif cutlass.const_expr(self.has_short_tiles and not self.combines):
             if ctx.row + (slabs // 2 * self.sharing + team.share) * SLAB_M >= ctx.rows:
                 state = self.multiply_columns(cta, team, ctx, slabs // 2, k_tiles, another_follows, state)
             else:
@@ -827,7 +871,8 @@ class GemmSm90(GemmBase):
         """How this CTA's roles learn their works."""
         if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
-        readers = (2 if self.gathers_a else 1) + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
+        loaders = (2 if self.gathers_a else 1) if self.multiplies else 0
+        readers = loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
         ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)

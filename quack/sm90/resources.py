@@ -5,7 +5,7 @@ The kernel allocates exactly what is computed here and `legality` refuses what d
 
 from dataclasses import dataclass
 
-from ..gemm_config import Dtype, GemmConfig, OperandSpec, OperandSpecs
+from ..gemm_config import Dtype, GemmConfig, OperandSpec, OperandSpecs, mma_warpgroups
 from ..gemm_port import EpilogueOpSpec, PortKind, scratch_bytes, tile_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_90 (227 KB)
@@ -70,13 +70,6 @@ class Sm90Resources:
     @property
     def producer_registers(self) -> int:
         return PRODUCER_REGISTERS[self.mma_warpgroups]
-
-
-def mma_warpgroups(config: GemmConfig) -> int:
-    """Two for ping-pong; cooperative kernels use one warpgroup per 64 rows, at most two, or three for 192 rows."""
-    if config.pingpong:
-        return 2
-    return {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
 
 
 def epilogue_columns(tile_n: int, d: Dtype) -> int:

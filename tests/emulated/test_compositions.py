@@ -18,7 +18,7 @@ from quack.gemm_config import GemmConfig
 from quack.gemm_interface import launch_with_epilogue, rounding_terms
 from quack.gemm_norm import scale_columns, scale_rows
 from quack.gemm_port import PortKind
-from quack.gemm_reduce import col_reduction, combine, row_reduction
+from quack.gemm_reduction import col_reduction, combine, row_reduction
 from quack.reduction import Reduction
 from quack.rounding import RoundingMode
 from quack.runtime.epilogue import Port, Term

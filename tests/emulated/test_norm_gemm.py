@@ -54,7 +54,7 @@ def test_infinities_and_nan_stay_in_their_rows(config):
     expected = A[:, 0].double()
     with emulated():
         for kind in ("max", "log_sum_exp", "sum"):
-            _, row, _ = quack.gemm_reduce.gemm_reduce(A[:, :1], B[:1], row=kind, config=config)
+            _, row, _ = quack.gemm_reduce(A[:, :1], B[:1], row=kind, config=config)
             exact = {"max": expected, "log_sum_exp": expected + torch.tensor(40.0).log(), "sum": expected * 40}[kind]
             torch.testing.assert_close(row.double(), exact, rtol=1e-6, atol=1e-6, equal_nan=True)
 
@@ -63,7 +63,7 @@ def test_empty_problems():
     with emulated():
         for m, n in ((0, 8), (8, 0)):
             A, B = torch.randn(m, 16).bfloat16(), torch.randn(16, n).bfloat16()
-            out, row, col = quack.gemm_reduce.gemm_reduce(A, B, row="max", col="sum")
+            out, row, col = quack.gemm_reduce(A, B, row="max", col="sum")
             assert out.shape == (m, n) and row.shape == (m,) and col.shape == (n,) and not col.any()
             assert (row == float("-inf")).all()
             D, rstd = quack.gemm_rms(A, B, eps=0.25)
@@ -120,3 +120,21 @@ def test_another_seed_needs_no_new_plan():
         again = quack.gemm(A, B, rounding_mode=1, sr_seed=1)
         assert len(quack.gemm_interface._plans) == plans
     assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_compiled_calls():
+    """Norms and rounding are ops of a graph; reductions break it."""
+    A, B, weight = torch.randn(64, 64).bfloat16(), torch.randn(64, 64).bfloat16(), torch.randn(64)
+
+    def norms(A, B, weight, seed):
+        D, rstd = quack.gemm_rms(A, B, norm_weight=weight)
+        preact, postact = quack.gemm_norm_act(D, B, rstd, activation="swiglu", store_preact=True)
+        return D, rstd, preact, postact, quack.gemm(A, B, rounding_mode=RoundingMode.RS, sr_seed=seed)
+
+    def sums(A, B):
+        return quack.gemm_reduce(A, B, row="sum", col="max")
+
+    with emulated():
+        got = torch.compile(norms, backend="eager", fullgraph=True)(A, B, weight, 5)
+        assert all(map(torch.equal, got, norms(A, B, weight, 5)))
+        assert all(map(torch.equal, torch.compile(sums, backend="eager")(A, B), sums(A, B)))

@@ -18,7 +18,9 @@ from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.reduction import Reduction
 from quack.runtime.compile import kernel_facts, toolchain
 from quack.runtime.spec import GATHER_K, GATHER_M, GROUPED, VARLEN_M, GemmSpec
+from quack.runtime.split_k import split_spec, sum_spec
 from quack.runtime.symmetric import symmetric_spec
+from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
@@ -105,6 +107,18 @@ def shipped() -> dict[str, GemmSpec]:
     bias = (EpilogueOpSpec(LINEAR + "RowBias", (table,)),)
     for config in (replace(drawn, tile_n=192), cooperative):
         add("bf16 grouped", gemm(config, operands(), adapter=GROUPED, epilogue=bias))
+    ragged = gemm(GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True), rows_of_a, adapter=VARLEN_M)
+    everything = gemm(GemmConfig(128, 192), operands()._replace(c=operands().d), epilogue=full_epilogue())
+    for mode in SplitKMode:
+        for config in (cooperative, pingpong, GemmConfig(64, 128, pingpong=True)):
+            add(f"bf16 split {mode.value}", split_spec(gemm(config, operands()), mode))
+        add(f"bf16 split {mode.value} ragged rows", split_spec(ragged, mode))
+        if mode is not SplitKMode.SEPARATE:
+            add(f"bf16 split {mode.value} all mixins", split_spec(everything, mode))
+    for works in (1000, 1):
+        add("bf16 sum of parts", sum_spec(everything, works, 132))
+    precise = gemm(GemmConfig(128, 176), fp8, fast_accum=False)
+    add("fp8 precise split serial", split_spec(precise, SplitKMode.SERIAL))
     for config in (cooperative, GemmConfig(256, 128), pingpong):
         add("bf16 user's softcap", gemm(config, operands(), epilogue=(users_softcap(),)))
         with_c = operands()._replace(c=operands().d)

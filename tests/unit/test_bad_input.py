@@ -351,13 +351,42 @@ def _type_rows() -> Iterator[Row]:
     )
 
 
-def _unbuilt_rows() -> Iterator[Row]:
-    for name, value in (("split_k", 2),):
-        yield _unsupported(
-            f"gemm {name}",
-            lambda t, n=name, v=value: quack.gemm(t(64, 64), t(64, 64), **{n: v}),
-            f"{name} has no kernel.*a call without {name}",
+def _split_rows() -> Iterator[Row]:
+    def calls(t: Tensors, options: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
+        yield "gemm", lambda: quack.gemm(t(64, 64), t(64, 64), **options)
+        yield "gemm_add", lambda: quack.gemm_add(t(64, 64), t(64, 64), t(64, 64), **options)
+        yield "gemm_tuned", lambda: quack.gemm_tuned.fn(t(64, 64), t(64, 64), t(64, 64), **options)
+        yield "gemm_grouped", lambda: quack.gemm_grouped([t(64, 64)], [t(64, 64)], **options)
+
+    def call(t: Tensors, name: str, options: dict[str, Any]) -> object:
+        return dict(calls(t, options))[name]()
+
+    serial = {"split_k": 2, "split_k_mode": "serial"}
+    for name in ("gemm", "gemm_add", "gemm_tuned", "gemm_grouped"):
+        for value in (0, -1):
+            yield _bad(
+                f"{name} split_k {value}", lambda t, n=name, v=value: call(t, n, {"split_k": v}), f"split_k is {value}"
+            )
+        for wrong in (2.0, "2", True):
+            yield _bad(
+                f"{name} split_k {wrong!r}",
+                lambda t, n=name, v=wrong: call(t, n, {"split_k": v}),
+                f"split_k is a {type(wrong).__name__}, expected an int",
+                TypeError,
+            )
+        yield _bad(
+            f"{name} split_k_mode",
+            lambda t, n=name: call(t, n, serial),
+            "split_k_mode is 'serial', expected one of SplitKMode.SERIAL",
+            TypeError,
         )
+    yield _unsupported(
+        "split_k not persistent",
+        lambda t: quack.gemm_tuned.fn(
+            t(64, 64), t(64, 64), t(64, 64), split_k=2, config=GemmConfig(64, 64, cluster_m=1, is_persistent=False)
+        ),
+        "split-K needs clusters that persist.*is_persistent=True",
+    )
 
 
 def _concat_rows() -> Iterator[Row]:
@@ -617,7 +646,8 @@ def _config_rows() -> Iterator[Row]:
 ROWS = [
     row
     for source in (
-        _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _unbuilt_rows, _varlen_rows,
+        _dtype_rows, _device_rows, _shape_rows, _stride_rows, _alias_rows, _type_rows, _split_rows,
+        _varlen_rows,
         _gather_rows, _concat_rows, _order_rows, _config_rows,
     )
     for row in source()

@@ -20,6 +20,8 @@ from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import legality
 from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VARLEN_M, GemmSpec
+from quack.runtime.split_k import COMBINE
+from quack.split_k import SplitKMode
 
 BF16, FP16, FP32, E4M3, E5M2 = Dtype
 ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M, GATHER_K, GROUPED)
@@ -46,7 +48,7 @@ CONFIGS = (
     GemmConfig(128, 128, cluster_m=2, swap_ab=True, is_dynamic_persistent=True),
 )
 STORAGES = (
-    (), ("permuted",), ("concat A",), ("concat B",), ("concat C",), ("concat out",), ("concat bias",),
+    (), ("permuted",), ("split",), ("concat A",), ("concat B",), ("concat C",), ("concat out",), ("concat bias",),
     ("unaligned A",), ("unaligned B",), ("unaligned C",), ("unaligned out",), ("unaligned C", "unaligned out"),
     ("unaligned C", "unaligned out", "concat out"),
 )  # fmt: skip
@@ -147,6 +149,7 @@ def build(cell: Cell) -> GemmSpec:
         not a.dtype.is_fp8,
         cell.adapter,
         is_permuted="permuted" in cell.storage,
+        combine=COMBINE[SplitKMode.SERIAL] if "split" in cell.storage else None,
     )
 
 
@@ -252,6 +255,7 @@ RULES = (
     Rule(lambda x: x.is_ragged_k and x.has("concat B") and x.majors[1] == "n", "names B, but cu_seqlens_k splits K"),
     # tables, orders, indices
     Rule(lambda x: x.adapter == GROUPED and not x.config.is_persistent, "^grouped problems have a persistent schedule"),
+    Rule(lambda x: x.has("split") and not x.config.is_persistent, "^split-K needs clusters that persist"),
     Rule(lambda x: x.adapter == GROUPED and x.has("permuted"), "^batch_idx_permute has no schedule with .*GroupedAdapter"),
     Rule(lambda x: x.is_gathered and x.config.cluster_n > 1, "^cluster_n={x.config.cluster_n} multicasts A, but with A_idx"),
     Rule(

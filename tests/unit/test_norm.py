@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import quack
 from quack.gemm_config import GemmConfig
 from quack.gemm_norm import gemm_norm_act_out, gemm_norm_act_ref, gemm_rms_out, gemm_rms_ref
-from quack.gemm_reduce import combine, gemm_reduce
+from quack.gemm_reduction import combine, gemm_reduce
 from quack.reduction import Reduction
 from quack.rms_final_reduce import rms_final_reduce
 from quack.rounding import RoundingMode

@@ -10,7 +10,7 @@ from ..opcodes import opcode
 from ..program import Binder, Execute
 from ..ptx import TYPE_BITS
 from ..values import LANE, LANES, MASK, UNSIGNED, row, uniform
-from ..warp import ALL_LANES, SWITCHED, NotConverged
+from ..warp import ALL_LANES, SWITCHED, YIELDED, NotConverged
 
 
 @opcode("bra", section="9.7.12.3", handles_predicate=True)
@@ -106,13 +106,20 @@ def require_converged(w: Any) -> None:
         raise Misuse(f"an .aligned instruction is executed by lanes {w.lanes} only")
 
 
+@opcode("nanosleep", section="9.7.19.2")
+def sleep(b: Binder) -> Execute:
+    """nanosleep: other warps, and other lanes of this one, get their turn."""
+    b.type()
+    b.src(0, 32)
+    return lambda w: YIELDED
+
+
 @opcode("prefetch", "prefetchu", section="9.7.9.15")
 @opcode("applypriority", section="9.7.9.16")
 @opcode("discard", section="9.7.9.17")
 @opcode("createpolicy", section="9.7.9.18")
 @opcode("cp.async.bulk.prefetch", section="9.7.9.25.4.3")
 @opcode("cp.async.bulk.prefetch.tensor", section="9.7.9.25.5.4")
-@opcode("nanosleep", section="9.7.19.2")
 @opcode("pmevent", section="9.7.19.3")
 def hint(b: Binder) -> Execute:
     """Hints without an architectural effect; createpolicy yields an opaque zero."""

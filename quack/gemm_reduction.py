@@ -70,8 +70,13 @@ def gemm_reduce(
     row, col: a `Reduction` or its name ("sum", "sum_of_squares", "max", "log_sum_exp"), None for none. The results are fp32,
     row (M,), (L, M) or (total_m,), col (N,) or (L, N). The bias gradient of a layer with weight gradient or input gradient GEMM
     is col="sum". Deterministic: partial results of tiles are combined in a fixed order. Shapes, dtypes and errors as in `gemm`;
-    col is refused with cu_seqlens_m. Not under torch.compile.
+    col is refused with cu_seqlens_m. torch.compile breaks the graph here.
     """
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(gemm_reduce, reason="quack.gemm_reduce runs outside of graphs")(
+            A, B, C, bias, row=row, col=col, out=out, out_dtype=out_dtype, alpha=alpha, beta=beta, config=config,
+            cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, dynamic_scheduler=dynamic_scheduler,
+        )  # fmt: skip
     kinds = {"row": row, "col": col}
     reductions = {name: None if kind is None else Reduction.of(kind) for name, kind in kinds.items()}
     makers = {"row": row_reduction, "col": col_reduction}

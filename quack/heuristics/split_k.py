@@ -1,0 +1,119 @@
+"""Whether to split K on Hopper, into how many parts, and who adds them up: the model of `sm90`, extended by what parts cost.
+
+    time = waves of parts + fix-up, and for SEPARATE a second launch
+
+Rates are estimates for an H200 from its L2 bandwidth and the latency of a word that passes from SM to SM; a split must
+promise MIN_GAIN to be chosen. Only modes that give the same bits every time are.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
+
+from ..gemm_config import GemmConfig
+from ..gemm_port import present_ports
+from ..runtime.legality import PARTIALS
+from ..runtime.spec import DENSE, GemmShape, GemmSpec
+from ..runtime.split_k import sum_spec
+from ..split_k import SplitKMode
+from . import sm90
+
+PARTIAL_BYTES_PER_NS = 50.0  # one SM, to or from the L2
+L2_TOTAL_BYTES_PER_NS = 5500.0  # whole device
+L2_BYTES = 40e6  # of partial tiles that stay there
+TURN_NS = 1500.0  # from one part's release of its tile to the next one's first loads
+SECOND_LAUNCH_NS = 3000.0
+SMALL_SPLITS = (2, 3, 4, 5, 6, 8)
+MIN_GAIN = 0.9  # of the time without split-K
+
+
+class Choice(NamedTuple):
+    """spec: without split-K. splits: parts of every tile."""
+
+    spec: GemmSpec
+    splits: int = 1
+    mode: SplitKMode = SplitKMode.SERIAL
+    predicted_ns: float = 0.0
+
+
+def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> Choice:
+    """The best predicted legal configuration, split or not; raises with the reason if none is legal."""
+    ranked = sm90.candidates(base, shape, sms, swapped)
+    whole = Choice(sm90.choose(base, shape, sms, swapped) if not ranked else ranked[0].spec)
+    if base.adapter != DENSE or not ranked:
+        return whole
+    best = ranked[0].predicted_ns
+    flops_per_ns = sms * sm90.MMA_FLOPS_PER_NS[base.operands.a.dtype.bits]
+    least_work = max(shape.flops / flops_per_ns, shape.batch * sm90.bytes_moved(base, shape) / sm90.HBM_BYTES_PER_NS)
+    if best * MIN_GAIN < sm90.LAUNCH_NS + max(TURN_NS, least_work):
+        return whole  # nothing to gain: most calls end here
+    found = min(
+        (choice for candidate in ranked for choice in splits_of(candidate.spec, candidate.shape, sms)),
+        key=lambda choice: choice.predicted_ns,
+        default=whole,
+    )
+    return found if found.splits > 1 and found.predicted_ns < MIN_GAIN * best else whole
+
+
+def choose_for(
+    base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec], splits: int, mode: SplitKMode
+) -> GemmSpec:
+    """The best predicted legal configuration for a number of parts and a mode that are given."""
+    ranked = sm90.candidates(base, shape, sms, swapped)
+    if not ranked:
+        return sm90.choose(base, shape, sms, swapped)
+    fits = [c for c in ranked if splits <= sms // (c.spec.config.cluster_m * c.spec.config.cluster_n)]
+    return min(fits or ranked, key=lambda c: predict_ns(c.spec, c.shape, sms, splits, mode)).spec
+
+
+def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
+    """What is worth trying with one configuration: a few parts, or as many as fill the device once or twice."""
+    works, config = cluster_tiles(shape, spec.config), spec.config
+    clusters = sms // (config.cluster_m * config.cluster_n)
+    assert config.tile_k is not None
+    k_tiles = math.ceil(shape.k / config.tile_k)
+    has_partials = not {port.kind for port in present_ports(spec.epilogue)}.isdisjoint(PARTIALS)
+    counts = {*SMALL_SPLITS, clusters // max(works, 1), 2 * clusters // max(works, 1)}
+    for splits in sorted(counts):
+        if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
+            for mode in (SplitKMode.SERIAL,) if has_partials else (SplitKMode.SERIAL, SplitKMode.SEPARATE):
+                yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
+
+
+def cluster_tiles(shape: GemmShape, config: GemmConfig) -> int:
+    """Works without split-K."""
+    tiles_m, tiles_n = shape.m / (config.tile_m * config.cluster_m), shape.n / (config.tile_n * config.cluster_n)
+    return math.ceil(tiles_m) * math.ceil(tiles_n) * shape.batch
+
+
+def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: SplitKMode) -> float:
+    """Modelled run time of one call with this many parts. shape in kernel terms."""
+    config = spec.config
+    works, ctas = cluster_tiles(shape, config), config.cluster_m * config.cluster_n
+    clusters = max(sms // ctas // splits * splits, 1)
+    waves = math.ceil(works * splits / clusters)
+    part = sm90.tile_ns(spec, math.ceil(shape.k / splits))
+    partial_bytes = 4 * config.tile_m * config.tile_n
+    pass_ns = partial_bytes / PARTIAL_BYTES_PER_NS
+    # Parts of a tile end at about the same time, so all but the first wait for their turn.
+    fix_up = pass_ns + (splits - 1) * (TURN_NS + 2 * pass_ns) if mode is SplitKMode.SERIAL else pass_ns
+    time = waves * (part + fix_up)
+    time = max(time, shape.batch * sm90.bytes_moved(spec, shape) / sm90.HBM_BYTES_PER_NS)
+    if mode is SplitKMode.SEPARATE:
+        time += SECOND_LAUNCH_NS + sum_ns(spec, works, sms, splits)
+    elif config.pingpong:
+        time += sm90.drain_ns(spec)
+    return sm90.LAUNCH_NS + 1.02 * time
+
+
+def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:
+    """The second launch, once it runs: pieces in waves, or all partial tiles through the memory that holds them."""
+    config, pieces = spec.config, sum_spec(spec, works, sms).config
+    elements = works * config.cluster_m * config.cluster_n * config.tile_m * config.tile_n
+    piece = pieces.tile_m * pieces.tile_n
+    per_piece = 4 * splits * piece / PARTIAL_BYTES_PER_NS + sm90.drain_ns(spec) * piece / (
+        config.tile_m * config.tile_n
+    )
+    total = 4 * splits * elements
+    rate = L2_TOTAL_BYTES_PER_NS if total <= L2_BYTES else sm90.HBM_BYTES_PER_NS
+    return max(math.ceil(elements / piece / sms) * per_piece, total / rate)

@@ -1,0 +1,146 @@
+"""Split-K on the host: rules for its arguments, the specs of its kernels, and the memory where partial sums meet."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, Optional
+
+import torch
+
+from ..gemm_config import GemmConfig
+from ..sm90.resources import output_layouts, resources
+from ..split_k import SplitKMode
+from .device import EMULATED, Device, is_capturing, raw_stream
+from .dispatch import get_function
+from .spec import GemmShape, GemmSpec, UnsupportedGemm
+
+_COMBINE = "quack.split_k_combine:"
+COMBINE = {
+    SplitKMode.SERIAL: _COMBINE + "SerialCombine",
+    SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
+    SplitKMode.SEPARATE: _COMBINE + "StorePartials",
+}
+SUM_PARTIALS = _COMBINE + "SumPartials"
+PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
+MAX_WORDS = 2**31 - 1  # fp32 of a workspace: its extent is an int32
+
+_memory: dict[tuple[int, int, str], torch.Tensor] = {}
+
+
+def check_split(split_k: object, mode: object) -> None:
+    """split_k: None or an int of at least 1."""
+    if split_k is not None and type(split_k) is not int:
+        raise TypeError(f"split_k is a {type(split_k).__name__}, expected an int, or None to have it chosen")
+    if isinstance(split_k, int) and split_k < 1:
+        raise ValueError(f"split_k is {split_k}, expected at least 1, or None to have it chosen")
+    if not isinstance(mode, SplitKMode):
+        names = ", ".join(str(m) for m in SplitKMode)
+        raise TypeError(f"split_k_mode is {mode!r}, expected one of {names}")
+
+
+def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
+    """The same GEMM with parts of a tile put together in this way; of two launches the first, which stores no output."""
+    if mode is SplitKMode.SEPARATE:
+        whole = replace(whole, operands=whole.operands._replace(c=None), epilogue=())
+    return replace(whole, combine=COMBINE[mode])
+
+
+def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
+    """The second launch of SEPARATE: the widest pieces of which there are enough for the device. works: as in `split_memory`."""
+    tiles = whole.config
+    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.tile_m // 64
+    is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
+    widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
+    width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
+    config = GemmConfig(64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab)
+    return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
+
+
+class SplitMemory(NamedTuple):
+    """What a launch with split tiles needs: fp32 words of workspace and int32 words of semaphores."""
+
+    workspace: int
+    semaphores: int
+
+
+def cluster_tiles(shape: GemmShape, config: GemmConfig, total_m: Optional[int] = None) -> int:
+    """Works of a launch without split-K, at most. total_m: all rows, where groups share them."""
+    tile_m, tile_n = config.tile_m * config.cluster_m, config.tile_n * config.cluster_n
+    tiles_n = -(-shape.n // tile_n)
+    if total_m is not None:  # as in VarlenScheduler.make_params
+        return (total_m // tile_m + min(shape.batch, total_m)) * tiles_n
+    return -(-shape.m // tile_m) * tiles_n * shape.batch
+
+
+def split_memory(spec: GemmSpec, works: int, splits: int) -> SplitMemory:
+    """works: cluster tiles of the launch."""
+    config = spec.config
+    slots = works * config.cluster_m * config.cluster_n
+    partials = splits if spec.combine == COMBINE[SplitKMode.SEPARATE] else 1
+    words = slots * partials * config.tile_m * config.tile_n
+    if max(words, works * splits) > MAX_WORDS:
+        raise UnsupportedGemm(
+            f"split_k={splits} needs a workspace of {words * 4 >> 30} GiB for {slots} tiles, limit 8 GiB", "split_k=1"
+        )
+    return SplitMemory(words, slots * resources(spec.operands, config, spec.fast_accum).mma_warpgroups)
+
+
+class SplitPlan:
+    """The part of a prepared call that is about split-K.
+
+    whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
+    holds: their waiting relies on it (`split_works`), and more parts would only add less each.
+    """
+
+    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "splits", "sum_up")
+
+    def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
+        spec, config = split_spec(whole, mode), whole.config
+        self.splits, self.device, self.ctas = splits, device.ordinal, device.sms
+        self.memory = split_memory(spec, works, splits)
+        self.is_zeroed = mode is SplitKMode.PARALLEL
+        self.function = get_function(spec, device.is_emulated)
+        self.clusters = device.sms // (config.cluster_m * config.cluster_n)
+        self.sum_up: Optional[Callable[..., None]] = None
+        if mode is SplitKMode.SEPARATE:
+            self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)
+
+    def run(
+        self, operands: tuple[Any, ...], arguments: Any, ports: Any, counter: Any, sum_arguments: Any = None
+    ) -> None:
+        """Launch on the current stream. operands: A, B, C, out in kernel terms; arguments: the adapter's own, sum_arguments
+        those of a second launch where they differ."""
+        kind = "zeroed" if self.is_zeroed else "scratch"
+        workspace = memory_of_stream(self.device, kind, self.memory.workspace, torch.float32)
+        semaphores = memory_of_stream(self.device, "semaphores", self.memory.semaphores, torch.int32)
+        split = (self.splits, workspace, semaphores)
+        own = (*(arguments or ()), *split)
+        if self.sum_up is None:
+            self.function(*operands, own, ports, counter, self.clusters)
+            return
+        a, b, _, d = operands
+        self.function(a, b, None, d, own, None, counter, self.clusters)
+        self.sum_up(*operands, (*(sum_arguments or arguments or ()), *split), ports, None, self.ctas)
+
+
+def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> torch.Tensor:
+    """At least so many words for launches on the current stream, which follow one another. "zeroed" and "semaphores" are zero
+    before and, as kernels clean up, after every launch; of "scratch" nothing is known.
+
+    Kept per stream and grown on demand. A CUDA graph that is being captured gets memory of its own, zeroed by every replay, so
+    replays cannot meet launches on the capturing stream.
+    """
+    where = torch.device("cpu") if device == EMULATED else torch.device("cuda", device)
+
+    def allocate() -> torch.Tensor:
+        if kind != "scratch":
+            return torch.zeros(words, dtype=dtype, device=where)
+        memory = torch.empty(words, dtype=dtype, device=where)
+        return memory.fill_(float("nan")) if device == EMULATED else memory
+
+    if is_capturing(device):
+        return allocate()
+    key = (device, raw_stream(device), kind)
+    memory = _memory.get(key)
+    if memory is None or memory.numel() < words:
+        memory = _memory[key] = allocate()
+    return memory

@@ -1,0 +1,199 @@
+"""Who adds up the parts of a tile: a policy between the main loop and the epilogue (mixins before the commit policy).
+
+A *partial tile* in the workspace is padded to whole CTA tiles, so nothing is predicated, and lies as the accumulators do:
+[slot][warpgroup of the tile][vector v][thread][4 fp32], v counting the registers of a thread by fours. Every access of a warp
+is 512 consecutive bytes. Warpgroups never need each other's rows, so each has a semaphore word of its own: [slot][warpgroup].
+
+| mode | part s of S | semaphore |
+|---|---|---|
+| SERIAL | waits for s; adds the running sum to its own; stores it; sets s + 1 | turn |
+| PARALLEL | adds its own to the zeroed workspace by red; arrives | number of arrivals |
+| SEPARATE | stores its own in slot * S + s; a second launch adds up | - |
+
+The last part, S - 1, waits (SERIAL: its turn, PARALLEL: for S - 1 arrivals), has the sum in its registers, puts everything back
+to zero and runs the epilogue. Order in memory: 128 threads store, meet at the warpgroup's barrier, and one of them releases the
+word (gpu scope); one thread acquires it, and its warpgroup meets before all its threads load. Stores before a barrier and a
+release by one thread are visible to whoever acquires: causality is transitive.
+
+Launches on one stream follow one another (griddepcontrol.wait comes before all of this), so the workspace is zero again for the
+next. Why waiting ends: see `split_works`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, Int64
+
+from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
+from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
+from .gemm_config import mma_warpgroups
+from .gemm_work import WorkDesc
+
+IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
+UNROLL = 4  # parts whose loads may be in flight together
+COLUMNS = 8  # of a tile, whose elements in 64 rows are one vector of each thread of a warpgroup
+SLAB_M = 64
+
+
+@dataclass(frozen=True)
+class PartialTile:
+    """One warpgroup's accumulators of one work, and where they meet those of the tile's other works.
+
+    params: the scheduler's, see `SplitParams`. thread: in the warpgroup. share: which of the `sharing` warpgroups of the tile;
+    warpgroup: whose barrier.
+    """
+
+    accumulators: cute.Tensor
+    work: WorkDesc
+    params: Any
+    thread: Int32
+    warpgroup: Int32
+    share: Int32
+    sharing: int
+
+    @property
+    def vectors(self) -> int:
+        """16-byte vectors of one thread."""
+        return cute.size(self.accumulators) // VECTOR
+
+    @cute.jit
+    def memory(self, slot: Int32) -> cute.Tensor:
+        """(4, vectors) of this thread in the workspace."""
+        words = WARPGROUP_THREADS * VECTOR * self.vectors
+        first = (Int64(slot) * self.sharing + self.share) * words + self.thread * VECTOR
+        pointer = self.params.workspace.iterator + cute.assume(first, divby=VECTOR)
+        layout = cute.make_layout((VECTOR, self.vectors), stride=(1, WARPGROUP_THREADS * VECTOR))
+        return cute.make_tensor(pointer, layout)
+
+    @cute.jit
+    def semaphore(self) -> cute.Pointer:
+        return self.params.semaphores.iterator + (self.work.slot * self.sharing + self.share)
+
+    @cute.jit
+    def add(self, memory: cute.Tensor):
+        """accumulators += memory"""
+        for first in cutlass.range_constexpr(0, self.vectors, IN_FLIGHT):
+            count = min(IN_FLIGHT, self.vectors - first)
+            loaded = cute.make_rmem_tensor((VECTOR, count), Float32)
+            for v in cutlass.range_constexpr(count):
+                cute.autovec_copy(memory[None, first + v], loaded[None, v])
+            for v in cutlass.range_constexpr(count):
+                for i in cutlass.range_constexpr(VECTOR):
+                    r = (first + v) * VECTOR + i
+                    self.accumulators[r] = self.accumulators[r] + loaded[i, v]
+
+    @cute.jit
+    def store(self, memory: cute.Tensor):
+        """memory = accumulators"""
+        flat = cute.make_tensor(self.accumulators.iterator, cute.make_layout((VECTOR, self.vectors)))
+        for v in cutlass.range_constexpr(self.vectors):
+            cute.autovec_copy(flat[None, v], memory[None, v])
+
+    @cute.jit
+    def clear(self, memory: cute.Tensor):
+        """memory = 0"""
+        zero = cute.make_rmem_tensor(VECTOR, Float32)
+        zero.fill(0.0)
+        for v in cutlass.range_constexpr(self.vectors):
+            cute.autovec_copy(zero, memory[None, v])
+
+    @cute.jit
+    def wait_for(self, value: Int32):
+        """All threads of the warpgroup: until the semaphore is `value`."""
+        if self.thread == 0:
+            wait_until(self.semaphore(), value)
+        sync_warpgroup(self.warpgroup)
+
+
+@cute.jit
+def is_last_part(work: WorkDesc) -> Boolean:
+    """Whether this work finishes its tile: it reads C and runs the epilogue."""
+    return work.split == work.split_count - 1
+
+
+class SerialCombine:
+    """Plan mixin: a turnstile. The sum is ((p0 + p1) + p2) + ..., whatever the order in which works end."""
+
+    combines = True
+
+    @cute.jit
+    def combine(self, tile: PartialTile) -> Boolean:
+        """All threads of an MMA warpgroup, after the main loop. Whether the accumulators now are the whole sum."""
+        split, is_last = tile.work.split, is_last_part(tile.work)
+        memory = tile.memory(tile.work.slot)
+        if split > 0:
+            tile.wait_for(split)
+            tile.add(memory)
+        if not is_last:
+            tile.store(memory)
+            sync_warpgroup(tile.warpgroup)
+        if tile.thread == 0:
+            publish(tile.semaphore(), Int32(0) if is_last else split + 1)
+        return is_last
+
+
+class ParallelCombine:
+    """Plan mixin: reductions in memory. The order of additions, and so the last bits, differ from run to run for S > 2."""
+
+    combines = True
+
+    @cute.jit
+    def combine(self, tile: PartialTile) -> Boolean:
+        """As `SerialCombine.combine`."""
+        others, is_last = tile.work.split_count - 1, is_last_part(tile.work)
+        memory = tile.memory(tile.work.slot)
+        if not is_last:
+            flat = cute.make_tensor(tile.accumulators.iterator, cute.make_layout((VECTOR, tile.vectors)))
+            for v in cutlass.range_constexpr(tile.vectors):
+                add_vector(memory[None, v].iterator.toint(), flat[None, v])
+            sync_warpgroup(tile.warpgroup)
+            if tile.thread == 0:
+                arrive(tile.semaphore())
+        elif others > 0:
+            tile.wait_for(others)
+            tile.add(memory)
+            tile.clear(memory)
+            if tile.thread == 0:
+                publish(tile.semaphore(), Int32(0))
+        return is_last
+
+
+class StorePartials:
+    """Plan mixin: every work is only a part, to be added up by `SumPartials` in a launch of its own."""
+
+    combines = True
+    finishes = False
+
+    @cute.jit
+    def combine(self, tile: PartialTile) -> Boolean:
+        """As `SerialCombine.combine`; never."""
+        tile.store(tile.memory(tile.work.slot * tile.work.split_count + tile.work.split))
+        return Boolean(False)
+
+
+class SumPartials:
+    """Plan mixin of the second launch: adds up what `StorePartials` has stored, in the order of the parts."""
+
+    combines = True
+    multiplies = False
+
+    @cute.jit
+    def combine(self, tile: PartialTile) -> Boolean:
+        """All threads of an MMA warpgroup: fills the accumulators. The work is one 64-row piece, see `split_pieces`."""
+        tiles, columns = self.pieces_of, self.config.tile_n // COLUMNS
+        sharing = 1 if tiles.pingpong else mma_warpgroups(tiles)
+        of_warpgroup = tiles.tile_m // SLAB_M // sharing * (tiles.tile_n // COLUMNS)
+        slab = tile.work.tile_m % (tiles.tile_m // SLAB_M)
+        column = tile.work.tile_n % (tiles.tile_n // self.config.tile_n) * columns
+        slot = Int64(tile.work.slot) * tile.work.split_count
+        vector = (slot * sharing + slab % sharing) * of_warpgroup + slab // sharing * (tiles.tile_n // COLUMNS) + column
+        stride = WARPGROUP_THREADS * VECTOR
+        pointer = tile.params.workspace.iterator + cute.assume(vector * stride + tile.thread * VECTOR, divby=VECTOR)
+        step = sharing * of_warpgroup * stride
+        tile.accumulators.fill(0.0)
+        for split in cutlass.range(tile.work.split_count, unroll=UNROLL):
+            part = pointer + cute.assume(Int64(split) * step, divby=VECTOR)
+            tile.add(cute.make_tensor(part, cute.make_layout((VECTOR, columns), stride=(1, stride))))
+        return Boolean(True)
