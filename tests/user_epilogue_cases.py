@@ -116,7 +116,11 @@ class EverythingCase(NamedTuple):
         return f"{kind}-{self.m}x{self.n}x{self.k}-{str(self.dtype)[6:]}-{options}{tile}"
 
 
-PINGPONG, COOPERATIVE = quack.GemmConfig(128, 96, pingpong=True), quack.GemmConfig(128, 192)
+PINGPONG, COOPERATIVE, TALL = (
+    quack.GemmConfig(128, 96, pingpong=True, cluster_m=1),
+    quack.GemmConfig(128, 192, cluster_m=1),
+    quack.GemmConfig(256, 96, cluster_m=1),
+)
 EVERYTHING = (
     EverythingCase(200, 328, 96),
     EverythingCase(200, 322, 96, half=True, dtype=torch.float32),  # columns by element
@@ -124,6 +128,7 @@ EVERYTHING = (
     EverythingCase(301, 136, 72, groups=(100, 0, 1, 200), half=True),
     EverythingCase(300, 520, 64, negate=True, config=PINGPONG),
     EverythingCase(300, 520, 64, half=True, config=COOPERATIVE),
+    EverythingCase(300, 520, 64, half=True, config=TALL),
     EverythingCase(64, 72, 0),
 )
 

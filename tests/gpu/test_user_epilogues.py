@@ -13,6 +13,7 @@ from tests.user_epilogue_cases import (
     COOPERATIVE,
     EVERYTHING,
     PINGPONG,
+    TALL,
     EverythingCase,
     LowerTriangle,
     RowMax,
@@ -28,6 +29,7 @@ LARGER = (
     EverythingCase(4001, 1032, 512, groups=(1000, 1, 0, 3000), half=True),
     EverythingCase(3000, 5000, 264, config=PINGPONG),
     EverythingCase(3000, 5000, 264, config=COOPERATIVE),
+    EverythingCase(3000, 5000, 264, half=True, config=TALL),
 )
 
 
