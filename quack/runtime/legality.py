@@ -15,6 +15,7 @@ from ..sm90.resources import (
     SIDE_REGISTERS,
     resources,
 )
+from .activation_rules import activation_refusals
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
 from .symmetric_rules import symmetric_refusals
 
@@ -179,6 +180,7 @@ def _refusals(spec: GemmSpec) -> Iterator[Legality]:
     yield from _operand_refusals(spec.operands, _input_names(spec.config))
     yield from _config_refusals(spec.config, spec.operands)
     yield from _budget_refusals(spec)
+    yield from (Legality(*refusal) for refusal in activation_refusals(spec))
 
 
 def _input_names(config: GemmConfig) -> tuple[str, str]:

@@ -126,7 +126,7 @@ def shipped() -> dict[str, GemmSpec]:
             "bf16 user's softcap and C",
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
-    rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms())}
+    rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms(), *activations())}
     return rows
 
 
@@ -203,6 +203,47 @@ def norms() -> Iterator[tuple[str, GemmSpec]]:
     )
     everything = (add_c, weight, row(Reduction.SUM_OF_SQUARES), col, rounding)
     yield "C, scale, reductions, rounding", gemm(GemmConfig(64, 128, pingpong=True), with_c, epilogue=everything)
+
+
+def activations() -> Iterator[tuple[str, GemmSpec]]:
+    """Postact alone and beside preact, and gradients with everything, on the tiles that large problems get."""
+    plain, halved, words = operands(), operands(is_halved=True), operands(d=Dtype.FP32)
+    tile = {kind: PortSpec(kind, PortSource.DEVICE, layout=plain.d) for kind in PortKind}[PortKind.TILE_OUTPUT]
+    absent = {kind: PortSpec(kind, PortSource.ABSENT) for kind in PortKind}
+    row = PortSpec(PortKind.ROW_VECTOR, PortSource.DEVICE, Dtype.BF16, 1)
+    scale = PortSpec(PortKind.COL_VECTOR, PortSource.DEVICE, Dtype.FP32, 1)
+    sums = PortSpec(PortKind.ROW_PARTIALS, PortSource.DEVICE, Dtype.FP32, 2)
+    bias = EpilogueOpSpec(LINEAR + "RowBias", (row,))
+    large = (GemmConfig(128, 256), GemmConfig(256, 128), GemmConfig(128, 128, pingpong=True))
+    wide = (GemmConfig(128, 160, pingpong=True), GemmConfig(128, 192, pingpong=True))
+
+    def forward(mixin: str, kind: Any, port: PortSpec) -> EpilogueOpSpec:
+        return EpilogueOpSpec(f"quack.epilogue.activation:{mixin}", (port,), (("activation", kind),))
+
+    def backward(mixin: str, *ports: PortSpec, **statics: Any) -> tuple[EpilogueOpSpec, ...]:
+        return (EpilogueOpSpec(f"quack.epilogue.activation_backward:{mixin}", ports, tuple(statics.items())),)
+
+    for config in (*large, *wide):
+        gelu, swiglu = Activation.GELU_TANH_APPROX, GatedActivation.SWIGLU
+        half = replace(tile, layout=halved.d)
+        yield "gelu", gemm(config, plain, epilogue=(bias, forward("Activate", gelu, absent[PortKind.TILE_OUTPUT])))
+        yield "swiglu", gemm(config, halved, epilogue=(bias, forward("Gate", swiglu, absent[PortKind.TILE_OUTPUT])))
+        yield "swiglu, preact stored", gemm(config, plain, epilogue=(bias, forward("Gate", swiglu, half)))
+        first = () if config in wide else (bias,)  # with it, refused
+        yield "gelu, preact stored", gemm(config, plain, epilogue=(*first, forward("Activate", gelu, tile)))
+        if config in wide:
+            continue
+        pairs = {"activation": swiglu, "pairs": Dtype.BF16, "gradient_pairs": Dtype.BF16}
+        ports = [(tile, absent[PortKind.COL_VECTOR], absent[PortKind.ROW_PARTIALS])]
+        ports += [(tile, scale, sums)] if config.pingpong else []
+        for port in ports:
+            name = "gradient and reduction" if port[2] is sums else "gradient"
+            of_gelu, of_swiglu = (
+                backward("ActivateBackward", *port, activation=gelu),
+                backward("GateBackward", *port, **pairs),
+            )
+            yield f"gelu {name}", gemm(config, plain._replace(c=plain.d), epilogue=of_gelu)
+            yield f"swiglu {name}", gemm(config, words._replace(c=words.d), epilogue=of_swiglu)
 
 
 def facts(spec: GemmSpec) -> dict[str, int]:
