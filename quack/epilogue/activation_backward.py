@@ -4,7 +4,7 @@ With a row scale s (mixtures of experts weigh each token's postact by its router
 dx = s dy f'(x), and the gradient of s is the sum of dy f(x) over the row (SonicMoE, arXiv 2512.14080).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import add
 from typing import Any, NamedTuple, Optional
 
@@ -57,9 +57,7 @@ class ActivationBackward(EpilogueMixin):
         if self.postact is not None:
             frag.put(self.postact, values)
         if self.reduction is not None:
-            # Otherwise the comparisons of columns are kept in registers from one slab to the next.
-            late = replace(ctx, cols=ctx.cols + zero)
-            state = ctx.reduce_rows(state, frag, late.within_columns(frag, products, 0.0), add)
+            state = ctx.reduce_rows(state, frag, ctx.within_columns(frag, products, 0.0), add)
         return state
 
     def end(self, ctx: EpilogueContext, state: Any) -> None:

@@ -12,7 +12,8 @@ MOST_WITH_OUTPUT = (
 )
 MOST_BY_ELEMENT = 96  # several of C, D and postact by element
 MOST_REDUCING_BY_ELEMENT = 32  # the same with a row reduction; already one of them
-REDUCING_WIDTHS = (16, 32, 64, 128)  # tile_n beside a row reduction; ptxas spills in 96 and 192
+MOST_REDUCING = 96  # with a row reduction in ping-pong; 128 x 128 spills with swiglu
+REDUCING_COOPERATIVE = ((128, 256), (256, 128))  # cooperative tiles for a row reduction
 
 
 def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
@@ -40,8 +41,9 @@ def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     found = resources(spec.operands, config, spec.fast_accum, spec.epilogue).accumulator_registers
     if found > limit:
         yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
-    if reduces and not (config.pingpong and config.tile_n in REDUCING_WIDTHS):
+    is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
+    if reduces and not is_cooperative and not (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128):
         yield (
             f"{config} leaves too few registers for the gradient of an activation and its row reduction",
-            f"pingpong=True and tile_n out of {REDUCING_WIDTHS}",
+            f"(tile_m, tile_n) out of {REDUCING_COOPERATIVE} with pingpong=False",
         )

@@ -20,7 +20,7 @@ BIG = [
     ActCase("swiglu", False, sizes=EXPERTS, pool=3000, n=1536, k=520),
 ]
 BIG_BACKWARD = [
-    ActCase(name, m=2048, n=1552, k=1032, scale="fp32", reduce=config is None or config.pingpong, config=config)
+    ActCase(name, m=2048, n=1552, k=1032, scale="fp32", reduce=config is None or not config.pingpong, config=config)
     for name in ("gelu_tanh_approx", "swiglu")
     for config in (None, *(tile for tile in TILES if tile.tile_n != 192))
 ] + [

@@ -235,7 +235,7 @@ def activations() -> Iterator[tuple[str, GemmSpec]]:
             continue
         pairs = {"activation": swiglu, "pairs": Dtype.BF16, "gradient_pairs": Dtype.BF16}
         ports = [(tile, absent[PortKind.COL_VECTOR], absent[PortKind.ROW_PARTIALS])]
-        ports += [(tile, scale, sums)] if config.pingpong else []
+        ports += [] if config.pingpong else [(tile, scale, sums)]
         for port in ports:
             name = "gradient and reduction" if port[2] is sums else "gradient"
             of_gelu, of_swiglu = (

@@ -107,8 +107,8 @@ REFUSALS = [
     ("scale shape", lambda: dact(colvec_scale=nan(15)), ValueError, "colvec_scale has shape"),
     ("no postact", lambda: dact(postact_out=nan(16, 24), store_postact=False), ValueError, "store_postact is False"),
     ("reducing tile", lambda: quack.gemm_dact_tuned.fn(
-        nan(16, 32), nan(32, 24), nan(16, 24), nan(16, 24), nan(16, 24), None, "silu", True, config=GemmConfig(128, 256)
-    ), UnsupportedGemm, "row reduction.*pingpong=True"),
+        nan(16, 32), nan(32, 24), nan(16, 24), nan(16, 24), nan(16, 24), None, "silu", True, config=GemmConfig(128, 128, pingpong=True)
+    ), UnsupportedGemm, "row reduction.*pingpong=False"),
 ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_ledger_rows_are_legal():
         assert legality(spec).ok, f"{name} {spec.config}: {legality(spec).reason}"
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in activations()}))
+@pytest.mark.parametrize("name", sorted({name for name, _ in activations() if "reduction" not in name}))
 def test_large_problems_get_pingpong(name: str):
     """The epilogue is long, so it should be hidden."""
     spec = next(spec for row, spec in activations() if row == name and spec.config.pingpong)
