@@ -19,6 +19,7 @@ from .activation_rules import activation_refusals
 from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
 from .symmetric_rules import symmetric_refusals
 
+GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
@@ -128,6 +129,11 @@ def _port_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if any(layout.is_halved for layout in layouts) and spec.config.tile_n % 32:
         yield Legality(
             f"tile_n={spec.config.tile_n}: outputs of half the columns are stored in whole steps of 16", "tile_n=128"
+        )
+    if spec.operands.d.is_halved and spec.epilogue and spec.epilogue[-1].mixin != GATE:
+        yield Legality(
+            f"{spec.epilogue[-1].mixin} would come behind the gated activation, where only half of the columns are left",
+            "the gated activation as the last mixin",
         )
     if spec.adapter == GROUPED:
         for kind in sorted(kinds - GROUPED_PORTS, key=lambda kind: kind.value):

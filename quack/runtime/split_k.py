@@ -111,7 +111,9 @@ class SplitPlan:
         those of a second launch where they differ."""
         kind = "zeroed" if self.is_zeroed else "scratch"
         workspace = memory_of_stream(self.device, kind, self.memory.workspace, torch.float32)
-        semaphores = memory_of_stream(self.device, "semaphores", self.memory.semaphores, torch.int32)
+        # SEPARATE has none; under capture zeroed ones would cost a node of the graph.
+        words, zeroed = (1, "unused") if self.sum_up is not None else (self.memory.semaphores, "semaphores")
+        semaphores = memory_of_stream(self.device, zeroed, words, torch.int32)
         split = (self.splits, workspace, semaphores)
         own = (*(arguments or ()), *split)
         if self.sum_up is None:
@@ -124,7 +126,7 @@ class SplitPlan:
 
 def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> torch.Tensor:
     """At least so many words for launches on the current stream, which follow one another. "zeroed" and "semaphores" are zero
-    before and, as kernels clean up, after every launch; of "scratch" nothing is known.
+    before and, as kernels clean up, after every launch; of "scratch" and "unused" nothing is known.
 
     Kept per stream and grown on demand. A CUDA graph that is being captured gets memory of its own, zeroed by every replay, so
     replays cannot meet launches on the capturing stream.
@@ -132,10 +134,10 @@ def memory_of_stream(device: int, kind: str, words: int, dtype: torch.dtype) -> 
     where = torch.device("cpu") if device == EMULATED else torch.device("cuda", device)
 
     def allocate() -> torch.Tensor:
-        if kind != "scratch":
+        if kind in ("zeroed", "semaphores"):
             return torch.zeros(words, dtype=dtype, device=where)
         memory = torch.empty(words, dtype=dtype, device=where)
-        return memory.fill_(float("nan")) if device == EMULATED else memory
+        return memory.fill_(float("nan")) if device == EMULATED and dtype.is_floating_point else memory
 
     if is_capturing(device):
         return allocate()

@@ -97,3 +97,13 @@ def test_random_schedules_give_the_same_bits(name: str):
             launch(case, t)
         results.add(t.out.tensor.contiguous().view(torch.uint8).numpy().tobytes())
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("pingpong", [True, False])
+def test_c_is_read_before_tma_may_refill_its_ring(pingpong: bool):
+    """A race that an H200 lost, and that only the strict checker sees."""
+    case = Case("refills", 200, 264, 72, c="fp32", out="fp32", config=GemmConfig(128, 128, pingpong=pingpong))
+    t = operands(case, "cpu")
+    with quack.emulator.use("sm90", schedule="latest", checks=("all", "refills"), sms=SMS):
+        launch(case, t)
+    check(case, t.out.tensor, reference(case, t, t.C))

@@ -296,6 +296,18 @@ def test_the_broken_kernel_is_caught_and_its_twin_is_not(pair: Pair):
         assert "PTX line" in str(error)
 
 
+def test_reads_before_a_refill_need_a_proxy_fence_where_that_is_asked():
+    refilled = next(pair for pair in PAIRS if pair.name == "stage overwritten too early")
+    fenced = Pair(
+        "fenced", refilled.body.replace("<<|@!%p1 bra LATE;>>", "fence.proxy.async.shared::cta;"), CheckFailed, ""
+    )
+    for schedule in refilled.schedules:
+        assert run(refilled, False, schedule) is None  # "all" lets it pass: most such loads have returned by then
+        error = run(refilled, False, schedule, ("all", "refills"))
+        assert isinstance(error, CheckFailed) and "overwrites shared memory" in str(error), error
+        assert run(fenced, False, schedule, ("all", "refills")) is None
+
+
 def test_without_checkers_most_defects_pass_unseen():
     """That is what the checkers are for: under the eager schedule these kernels even compute the right thing."""
     silent = {"missing proxy fence", "source of a store overwritten", "stage overwritten too early", "missing wait"}
