@@ -1,4 +1,4 @@
-# make demo | test | lint | format | ledger      no GPU needed
+# make demo | test | test-all | lint | format | ledger      no GPU needed
 # make test-gpu | bench                          on a GPU
 #
 # Everything runs in .venv, which is created and filled on first use. To use an environment of your own instead:
@@ -21,7 +21,7 @@ HOST_CODE  := $(wildcard quack/gemm_config.py quack/activation.py quack/rounding
                 quack/autotune.py quack/activation_ref.py quack/gemm_interface.py quack/grouped.py quack/linear.py quack/mlp.py quack/gemm_activation.py \
                 quack/gemm_norm.py quack/gemm_reduction.py quack/reduction.py quack/rms_final_reduce.py quack/gemm_symmetry.py quack/split_k.py)
 
-.PHONY: demo test test-gpu bench lint format ledger install
+.PHONY: demo test test-all test-gpu bench lint format ledger install
 .SILENT:
 
 install: $(STAMP)
@@ -48,6 +48,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -q $(wildcard tests/unit tests/emulated) -n $(WORKERS) -m "not gpu"
+
+test-all: $(STAMP)
+	QUACK_TESTS=all $(PY) -m pytest -q $(wildcard tests/unit tests/emulated) -n $(WORKERS) -m "not gpu"
 
 test-gpu: $(STAMP)
 	$(PY) -m pytest -q tests/gpu

@@ -81,8 +81,6 @@ class ProblemAdapter:
 
     has_short_tiles: ClassVar[bool] = False
     """Whether many tiles have half their rows or fewer, so that leaving those out is worth a second main loop."""
-    has_narrow_tiles: ClassVar[bool] = False
-    """Whether many tiles have a fraction of their columns, likewise."""
     arguments: ClassVar[dict[str, ArgumentKind]] = {}
     """What `make_params` takes besides the operands, by name and in this order."""
 

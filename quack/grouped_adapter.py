@@ -56,7 +56,6 @@ class GroupedAdapter(ProblemAdapter):
     """Problem = row of the table. a, b, c and d of the launch are those of one problem and serve as templates."""
 
     has_short_tiles = True
-    has_narrow_tiles = True
     arguments = {
         "table": ArgumentKind.INT64_ROWS,
         "descriptors": ArgumentKind.INT64_ROWS,

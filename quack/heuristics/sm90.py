@@ -193,16 +193,13 @@ def choose_grouped(
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
     """Modelled run time of one launch whose clusters draw tiles, longest K first."""
     config = spec.config
-    narrow = resources(spec.operands, config, spec.fast_accum, spec.epilogue).narrow_columns if spec.fast_accum else ()
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
         tile = tile_ns(spec, shape.k, GROUPED_L2_BYTES_PER_NS)
-        rows, rest_m = divmod(shape.m, config.tile_m * config.cluster_m)
-        last_row = 0.0 if rest_m == 0 else 0.5 if rest_m <= config.tile_m // 2 else 1.0  # short tiles multiply half
-        columns, rest_n = divmod(shape.n, config.tile_n * config.cluster_n)
-        fitting = [width for width in (*narrow, config.tile_n) if width >= min(rest_n, config.tile_n)]
-        last_column = 0.0 if rest_n == 0 else fitting[0] / config.tile_n
-        works += (rows + last_row) * config.cluster_m * (columns + last_column) * config.cluster_n * tile
+        full_rows, rest = divmod(shape.m, config.tile_m * config.cluster_m)
+        last_row = 0.0 if rest == 0 else 0.5 if rest <= config.tile_m // 2 else 1.0  # short tiles multiply half
+        tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
+        works += (full_rows + last_row) * config.cluster_m * tiles_n * tile
         longest = max(longest, tile)
         moved += bytes_moved(spec, shape)
     return LAUNCH_NS + max(works / sms + 0.5 * longest, longest, moved / HBM_BYTES_PER_NS)

@@ -124,17 +124,13 @@ class GemmSm90(GemmBase):
         self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
-        has_narrow = self.has_narrow_tiles and self.fast_accum and not self.combines
-        self.narrow_columns = self.resources.narrow_columns if has_narrow else ()
         self.warpgroups = self.resources.mma_warpgroups
         self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
 
     # ---- host set-up ----------------------------------------------------------------------------------------------
 
-    def make_tiled_mma(
-        self, warpgroups: Optional[int] = None, accumulate: bool = True, columns: Optional[int] = None
-    ) -> cute.TiledMma:
-        """wgmma 64 x columns (default: tile_n) per warpgroup, `warpgroups` (default: all that share a tile) along M."""
+    def make_tiled_mma(self, warpgroups: Optional[int] = None, accumulate: bool = True) -> cute.TiledMma:
+        """wgmma 64 x tile_n per warpgroup, `warpgroups` (default: all that share a tile) stacked along M."""
         mma = sm90_utils.make_trivial_tiled_mma(
             self.a_dtype,
             self.b_dtype,
@@ -142,7 +138,7 @@ class GemmSm90(GemmBase):
             operand_layout(self.specs.b).sm90_mma_major_mode(),
             Float32,
             (warpgroups or self.sharing, 1, 1),
-            tiler_mn=(SLAB_M, columns or self.config.tile_n),
+            tiler_mn=(SLAB_M, self.config.tile_n),
         )
         mma.set(warpgroup.Field.ACCUMULATE, accumulate)
         return mma
@@ -502,11 +498,12 @@ class GemmSm90(GemmBase):
         share = warpgroup_index
         if cutlass.const_expr(self.config.pingpong):
             share = Int32(0)
-        team_thread = share * WARPGROUP_THREADS
-        thread_mma = tiled_mma.get_slice(team_thread)
+        thread_mma = tiled_mma.get_slice(share * WARPGROUP_THREADS)
         return MmaTeam(
-            mmas={n: self.make_tile_mma(cta, team_thread, n) for n in (*self.narrow_columns, self.config.tile_n)},
+            tiled_mma=tiled_mma,
+            zeroing_mma=self.make_tiled_mma(accumulate=False),
             tCrA=tiled_mma.make_fragment_A(thread_mma.partition_A(cta.smem.a)),
+            tCrB=tiled_mma.make_fragment_B(thread_mma.partition_B(cta.smem.b)),
             accumulators=cute.make_rmem_tensor(
                 tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
             ),
@@ -515,15 +512,6 @@ class GemmSm90(GemmBase):
             index=warpgroup_index,
             share=share,
         )
-
-    def make_tile_mma(self, cta: CtaContext, thread: Int32, columns: int) -> "TileMma":
-        """The MMA of the first `columns` columns of a tile."""
-        adding = self.make_tiled_mma(columns=columns)
-        sB = cta.smem.b
-        if columns < self.config.tile_n:
-            sB = cute.local_tile(sB, (columns, self.config.tile_k), (0, 0, None))
-        tCrB = adding.make_fragment_B(adding.get_slice(thread).partition_B(sB))
-        return TileMma(adding, self.make_tiled_mma(accumulate=False, columns=columns), tCrB)
 
     @cute.jit
     def initial_mma_state(self, warpgroup_index: Int32) -> MmaState:
@@ -626,37 +614,11 @@ class GemmSm90(GemmBase):
             state = self.multiply_promoting(cta, team, k_tiles, another_follows, state)
         elif cutlass.const_expr(self.has_short_tiles and not self.combines):
             if ctx.row + (slabs // 2 * self.sharing + team.share) * SLAB_M >= ctx.rows:
-                state = self.multiply_columns(cta, team, ctx, slabs // 2, k_tiles, another_follows, state)
+                state = self.multiply(cta, team, slabs // 2, k_tiles, another_follows, state)
             else:
-                state = self.multiply_columns(cta, team, ctx, slabs, k_tiles, another_follows, state)
+                state = self.multiply(cta, team, slabs, k_tiles, another_follows, state)
         else:
-            state = self.multiply_columns(cta, team, ctx, slabs, k_tiles, another_follows, state)
-        return state
-
-    @cute.jit
-    def multiply_columns(
-        self,
-        cta: CtaContext,
-        team: "MmaTeam",
-        ctx: EpilogueContext,
-        slabs: cutlass.Constexpr[int],
-        k_tiles: Int32,
-        another_follows: Boolean,
-        state: PipelineState,
-    ) -> PipelineState:
-        """The main loop over no more columns than the problem has left, as far as there are loops for that."""
-        columns, narrow = self.config.tile_n, self.narrow_columns if slabs > 0 else ()
-        left = ctx.cols - ctx.col
-        if cutlass.const_expr(len(narrow) == 0):
-            state = self.multiply(cta, team, slabs, columns, k_tiles, another_follows, state)
-        elif left <= narrow[0]:
-            state = self.multiply(cta, team, slabs, narrow[0], k_tiles, another_follows, state)
-        elif cutlass.const_expr(len(narrow) == 1):
-            state = self.multiply(cta, team, slabs, columns, k_tiles, another_follows, state)
-        elif left <= narrow[1]:
-            state = self.multiply(cta, team, slabs, narrow[1], k_tiles, another_follows, state)
-        else:
-            state = self.multiply(cta, team, slabs, columns, k_tiles, another_follows, state)
+            state = self.multiply(cta, team, slabs, k_tiles, another_follows, state)
         return state
 
     @cute.jit
@@ -672,13 +634,12 @@ class GemmSm90(GemmBase):
         cta: CtaContext,
         team: "MmaTeam",
         slabs: cutlass.Constexpr[int],
-        columns: cutlass.Constexpr[int],
         k_tiles: Int32,
         another_follows: Boolean,
         state: PipelineState,
     ) -> PipelineState:
-        """The wgmma of the first `slabs` slabs and `columns` columns, one k tile in flight behind the one being issued. Other
-        accumulators become zero."""
+        """The wgmma of the first `slabs` slabs, one k tile in flight behind the one being issued. Accumulators of other
+        slabs become zero, afterwards: before, that made ptxas serialise wgmma in some kernels."""
         if k_tiles == 0:
             team.accumulators.fill(0.0)
         if cutlass.const_expr(slabs == 0):
@@ -693,32 +654,24 @@ class GemmSm90(GemmBase):
         warpgroup.fence()
         for _ in cutlass.range(cutlass.min(k_tiles, 1), unroll=1):
             cta.ab.consumer_wait(state)
-            self.issue_k_tile(team, team.accumulators, slabs, columns, state.index, from_zero=True)
+            self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=True)
             state.advance()
         for _ in cutlass.range(1, k_tiles, unroll=1):
             cta.ab.consumer_wait(state)
-            self.issue_k_tile(team, team.accumulators, slabs, columns, state.index, from_zero=False)
+            self.issue_k_tile(team, team.accumulators, slabs, state.index, from_zero=False)
             warpgroup.wait_group(1)
             cta.ab.consumer_release(release)
             release.advance()
             state.advance()
         self.hand_over(team, another_follows)
         warpgroup.wait_group(0)
-        self.fill_rest(team, slabs, columns)
+        for v in cutlass.range_constexpr(slabs * self.config.tile_n // 2, cute.size(team.accumulators)):
+            team.accumulators[v] = Float32(0.0)
         if k_tiles > 0:
             last = state.clone()
             last.reverse()
             cta.ab.consumer_release(last)
         return state
-
-    @cute.jit
-    def fill_rest(self, team: "MmaTeam", slabs: cutlass.Constexpr[int], columns: cutlass.Constexpr[int]):
-        """Zero the accumulators of all but the first `slabs` slabs and `columns` columns."""
-        registers = self.config.tile_n // 2  # of one slab
-        for slab in cutlass.range_constexpr(self.resources.slabs):
-            computed = columns // 2 if cutlass.const_expr(slab < slabs) else 0
-            for v in cutlass.range_constexpr(computed, registers):
-                team.accumulators[slab * registers + v] = Float32(0.0)
 
     @cute.jit
     def multiply_promoting(
@@ -735,7 +688,7 @@ class GemmSm90(GemmBase):
         for _ in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(state)
             warpgroup.fence()
-            self.issue_k_tile(team, partial, self.resources.slabs, self.config.tile_n, state.index, from_zero=True)
+            self.issue_k_tile(team, partial, self.resources.slabs, state.index, from_zero=True)
             warpgroup.wait_group(0)
             cta.ab.consumer_release(state)
             team.accumulators.store(team.accumulators.load() + partial.load())
@@ -749,21 +702,16 @@ class GemmSm90(GemmBase):
         team: "MmaTeam",
         accumulators: cute.Tensor,
         slabs: cutlass.Constexpr[int],
-        columns: cutlass.Constexpr[int],
         stage: Int32,
         from_zero: cutlass.Constexpr[bool],
     ):
         """The wgmma of one k tile for the first `slabs` slabs as one group; from_zero: ignore the old accumulators."""
-        tile = team.mmas[columns]
         for k_block in cutlass.range_constexpr(cute.size(team.tCrA, mode=[2])):
-            mma = tile.zeroing if cutlass.const_expr(from_zero and k_block == 0) else tile.adding
+            mma = team.zeroing_mma if cutlass.const_expr(from_zero and k_block == 0) else team.tiled_mma
             for slab in cutlass.range_constexpr(slabs):
                 acc = cute.append_ones(accumulators[None, slab, 0], up_to_rank=3)
-                if cutlass.const_expr(columns < self.config.tile_n):
-                    shape = mma.partition_shape_C((SLAB_M * self.sharing, columns))
-                    acc = cute.make_tensor(acc.iterator, cute.make_layout(shape))
                 tCrA = cute.append_ones(team.tCrA[None, slab, k_block, stage], up_to_rank=2)
-                cute.gemm(mma, acc, tCrA, tile.tCrB[None, None, k_block, stage], acc)
+                cute.gemm(mma, acc, tCrA, team.tCrB[None, None, k_block, stage], acc)
         warpgroup.commit_group()
 
     def make_context(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> EpilogueContext:
@@ -878,29 +826,20 @@ class GemmSm90(GemmBase):
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
 
 
-class TileMma(NamedTuple):
-    """How a warpgroup multiplies the first columns of a tile.
-
-    adding adds to the accumulators, zeroing overwrites them: two objects, because setting the flag of one inside a staged
-    loop would leak a value out of it.
-    """
-
-    adding: cute.TiledMma
-    zeroing: cute.TiledMma
-    tCrB: cute.Tensor  # (MMA, MMA_N, MMA_K, STAGE)
-
-
 @dataclass(frozen=True)
 class MmaTeam:
     """What one MMA warpgroup holds for the whole kernel.
 
     index: which warpgroup; share: which of a tile's interleaved slabs are its (0 for ping-pong).
-    mmas: by number of columns: `narrow_columns` and the whole tile.
+    tiled_mma adds to the accumulators, zeroing_mma overwrites them: two objects, because setting the flag of one inside
+        a staged loop would leak a value out of it.
     slab_mma: the same MMA for one warpgroup alone; partitions a 64-row slab in accumulator order.
     """
 
-    mmas: dict[int, TileMma]
+    tiled_mma: cute.TiledMma
+    zeroing_mma: cute.TiledMma
     tCrA: cute.Tensor  # (MMA, MMA_M, MMA_K, STAGE)
+    tCrB: cute.Tensor  # (MMA, MMA_N, MMA_K, STAGE)
     accumulators: cute.Tensor  # (MMA, MMA_M, MMA_N): slab after slab
     slab_mma: cute.TiledMma
     mixins: tuple

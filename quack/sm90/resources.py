@@ -14,8 +14,6 @@ SLAB_M = 64  # rows of one wgmma; the epilogue drains the accumulator slab by sl
 MAX_AB_STAGES = 8
 WORK_RING_STAGES = 4
 MAX_GATHER_LAG = 3
-NARROW_STEP = 64  # columns
-MAX_ACCUMULATORS_TWO_NARROW = 128
 PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
 MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
 EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
@@ -35,7 +33,6 @@ class Sm90Resources:
     """What one CTA uses. Stage counts are those the kernel is built with."""
 
     mma_warpgroups: int
-    tile_n: int
     slabs: int  # 64-row slabs of the accumulator that one MMA warpgroup owns
     epi_n: int  # columns of one epilogue subtile (64 x epi_n)
     ab_stages: int
@@ -47,15 +44,6 @@ class Sm90Resources:
     @property
     def threads(self) -> int:
         return 128 * (1 + self.mma_warpgroups)
-
-    @property
-    def narrow_columns(self) -> tuple[int, ...]:
-        """Numbers of columns fewer than tile_n for which a main loop of its own compiles without spilling and without
-        serialising wgmma: whole swizzle atoms of B, the two widest, or one where the accumulators leave less room."""
-        if self.tile_n % NARROW_STEP:
-            return ()
-        most = 2 if self.accumulator_registers <= MAX_ACCUMULATORS_TWO_NARROW else 1
-        return tuple(range(NARROW_STEP, self.tile_n, NARROW_STEP))[-most:]
 
     @property
     def gather_lag(self) -> int:
@@ -104,7 +92,6 @@ def resources(
     accumulators = slabs * config.tile_n // 2 * (1 if fast_accum else 2)
     return Sm90Resources(
         mma_warpgroups=warpgroups,
-        tile_n=config.tile_n,
         slabs=slabs,
         epi_n=epi_n,
         ab_stages=ab_stages,

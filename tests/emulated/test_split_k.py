@@ -15,6 +15,7 @@ SMS = 4
 RANDOM = tuple(f"random:{seed}" for seed in range(6))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_reference(case: SplitCase, mode: SplitKMode):
@@ -24,7 +25,7 @@ def test_against_reference(case: SplitCase, mode: SplitKMode):
         with quack.emulator.use("sm90", schedule=schedule, checks=checks, sms=SMS):
             run.launch()
         run.verify()
-        assert not any(m.any() for (*_, kind), m in split_k._memory.items() if kind != "scratch")
+        assert not any(m.any() for (*_, kind), m in split_k._memory.items() if kind in ("zeroed", "semaphores"))
 
 
 @pytest.mark.parametrize("config", ["static", "dynamic"])

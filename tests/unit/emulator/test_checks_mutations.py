@@ -89,7 +89,7 @@ class Subject:
             return dataclasses.replace(function, ptx=ptx) if ptx else function
 
         patch.setattr(launching, "linked", changed)
-        with quack.emulator.use("sm90", schedule=schedule, checks=("all",), sms=2):
+        with quack.emulator.use("sm90", schedule=schedule, checks=("all", "refills"), sms=2):
             quack.gemm_tuned.fn(self.a, self.b, self.out, C=self.c, config=self.config, **self.ragged)
 
     def survives(self, patch: pytest.MonkeyPatch, ptx: str) -> bool:
