@@ -665,8 +665,8 @@ class GemmSm90(GemmBase):
             state.advance()
         self.hand_over(team, another_follows)
         warpgroup.wait_group(0)
-        for v in cutlass.range_constexpr(slabs * self.config.tile_n // 2, cute.size(team.accumulators)):
-            team.accumulators[v] = Float32(0.0)
+        for slab in cutlass.range_constexpr(slabs, self.resources.slabs):
+            team.accumulators[None, slab, 0].fill(0.0)
         if k_tiles > 0:
             last = state.clone()
             last.reverse()
