@@ -16,7 +16,7 @@ import torch
 from .activation import Activation, GatedActivation
 from .activation_ref import reference
 from .gemm_config import GemmConfig
-from .gemm_interface import _split_names, launch_with_epilogue
+from .gemm_interface import _split_names, launch_with_epilogue, writes_only
 from .gemm_port import PortKind
 from .runtime.concat import concat_names, interleaved
 from .runtime.epilogue import Allocated, Port, Term
@@ -513,9 +513,7 @@ def _gemm_act_op(
     _launch_forward(A, B, preact, postact, C, bias, function, cu_seqlens_m, A_idx, dynamic, names)
 
 
-@_gemm_act_op.register_fake
-def _(A, B, preact, postact, C, bias, activation, cu_seqlens_m, A_idx, dynamic, concat_layout):
-    return None
+_gemm_act_op.register_fake(writes_only)
 
 
 def backward_request(
@@ -596,9 +594,7 @@ def _gemm_dact_op(
     _launch_backward(A, B, x, dx, postact, sums, activation_of(activation), scale, cu_seqlens_m, A_idx, dynamic)
 
 
-@_gemm_dact_op.register_fake
-def _(A, B, x, dx, postact, sums, activation, scale, cu_seqlens_m, A_idx, dynamic):
-    return None
+_gemm_dact_op.register_fake(writes_only)
 
 
 # ---- references -------------------------------------------------------------------------------------------------------

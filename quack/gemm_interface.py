@@ -242,6 +242,10 @@ def _split_names(concat_layout: str) -> Optional[tuple[str, ...]]:
     return tuple(concat_layout.split(",")) if concat_layout else None
 
 
+def writes_only(*arguments: object, **options: object) -> None:
+    """What torch.compile must know of an op that returns nothing: that."""
+
+
 # torch.compile sees one opaque op with a declared mutation; eager calls never pass through the dispatcher.
 @torch.library.custom_op("quack::gemm_out", mutates_args={"out"})
 def _gemm_op(
@@ -288,30 +292,7 @@ def _gemm_op(
     )
 
 
-@_gemm_op.register_fake
-def _(
-    A,
-    B,
-    out,
-    C=None,
-    bias=None,
-    alpha=1.0,
-    beta=1.0,
-    alpha_tensor=None,
-    beta_tensor=None,
-    fast_accum=False,
-    dynamic=False,
-    cu_seqlens_m=None,
-    cu_seqlens_k=None,
-    A_idx=None,
-    concat_layout="",
-    batch_idx_permute=None,
-    split_k=None,
-    split_k_mode=SplitKMode.SERIAL.value,
-    rounding_mode=0,
-    sr_seed=0,
-):
-    return None
+_gemm_op.register_fake(writes_only)
 
 
 # torch functionalises an op that mutates two arguments with one value badly, so in-place addition is an op of its own.
@@ -338,24 +319,7 @@ def _gemm_add_inplace_op(
     _launch(A, B, out, out, None, alpha_value, beta_value, False, None, dynamic, *special)
 
 
-@_gemm_add_inplace_op.register_fake
-def _(
-    A,
-    B,
-    out,
-    alpha=1.0,
-    beta=1.0,
-    alpha_tensor=None,
-    beta_tensor=None,
-    dynamic=False,
-    cu_seqlens_m=None,
-    cu_seqlens_k=None,
-    A_idx=None,
-    concat_layout="",
-    split_k=None,
-    split_k_mode=SplitKMode.SERIAL.value,
-):
-    return None
+_gemm_add_inplace_op.register_fake(writes_only)
 
 
 def _split_scalar(value: Scalar) -> tuple[float, Optional[torch.Tensor]]:

@@ -28,7 +28,7 @@ from .gemm_activation import (
     product_shape,
 )
 from .gemm_config import GemmConfig
-from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with_epilogue
+from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with_epilogue, writes_only
 from .gemm_port import PortKind
 from .gemm_reduction import row_reduction
 from .reduction import Reduction
@@ -262,9 +262,7 @@ def _norm_act_op(
     _launch_norm_act(A, B, preact, postact, C, rstd, function, dynamic, cu_seqlens_m, A_idx, names)
 
 
-@_norm_act_op.register_fake
-def _(A, B, preact, postact, C, rstd, activation, dynamic, cu_seqlens_m, A_idx, concat_layout):
-    return None
+_norm_act_op.register_fake(writes_only)
 
 
 def gemm_norm_act_ref(

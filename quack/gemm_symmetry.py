@@ -6,7 +6,16 @@ from typing import Optional, Union
 import torch
 
 from .gemm_config import GemmConfig
-from .gemm_interface import Scalar, _check_out_dtype, _output, _scalar_kind, _signature, _split_scalar, gemm_add_ref
+from .gemm_interface import (
+    Scalar,
+    _check_out_dtype,
+    _output,
+    _scalar_kind,
+    _signature,
+    _split_scalar,
+    gemm_add_ref,
+    writes_only,
+)
 from .heuristics import symmetric as heuristics
 from .runtime.device import device_of, emulation_key
 from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request
@@ -143,9 +152,7 @@ def _symmetric_op(
     _launch(A, B, C, out, dynamic, alpha_value, beta if beta_tensor is None else beta_tensor)
 
 
-@_symmetric_op.register_fake
-def _(A, B, C, out, dynamic, alpha, beta, alpha_tensor, beta_tensor):
-    return None
+_symmetric_op.register_fake(writes_only)
 
 
 @torch.library.custom_op("quack::gemm_symmetric_inplace", mutates_args={"out"})
@@ -163,9 +170,7 @@ def _symmetric_inplace_op(
     _launch(A, B, out, out, dynamic, alpha_value, beta if beta_tensor is None else beta_tensor)
 
 
-@_symmetric_inplace_op.register_fake
-def _(A, B, out, dynamic, alpha, beta, alpha_tensor, beta_tensor):
-    return None
+_symmetric_inplace_op.register_fake(writes_only)
 
 
 def _run_opaque(

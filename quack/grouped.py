@@ -9,7 +9,16 @@ from typing import Any, Optional
 import torch
 
 from .gemm_config import GemmConfig
-from .gemm_interface import COMPILING, Scalar, _check_out_dtype, _output, _scalar_kind, _signature, _split_scalar
+from .gemm_interface import (
+    COMPILING,
+    Scalar,
+    _check_out_dtype,
+    _output,
+    _scalar_kind,
+    _signature,
+    _split_scalar,
+    writes_only,
+)
 from .runtime.debug import is_debugging
 from .runtime.device import EMULATED, emulation_key, is_capturing, raw_stream
 from .runtime.grouped import (
@@ -276,12 +285,7 @@ def _grouped_op(
     )
 
 
-@_grouped_op.register_fake
-def _(
-    A_list, B_list, out_list, C_list, bias_list, alpha, beta, alpha_tensor, beta_tensor, fast_accum, dynamic, split_k,
-    split_k_mode,
-):  # fmt: skip
-    return None
+_grouped_op.register_fake(writes_only)
 
 
 def _run_opaque(tensors: GroupedTensors, options: GroupedOptions) -> None:
