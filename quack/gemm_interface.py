@@ -230,13 +230,6 @@ def _check_out_dtype(out: torch.Tensor, out_dtype: Optional[torch.dtype]) -> Non
         raise ValueError(f"out has dtype {out.dtype} and out_dtype is {out_dtype}: pass one of them")
 
 
-def _refuse_unbuilt(**arguments: object) -> None:
-    """Arguments of the public interface whose kernels do not exist yet: refuse, never ignore."""
-    for name, value in arguments.items():
-        if value is not None and value is not False:
-            raise UnsupportedGemm(f"{name} has no kernel in this version of quack", f"a call without {name}")
-
-
 def _split_names(concat_layout: str) -> Optional[tuple[str, ...]]:
     """`concat_layout` as an op takes it: joined by commas, empty for None."""
     return tuple(concat_layout.split(",")) if concat_layout else None
