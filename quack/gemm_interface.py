@@ -527,6 +527,19 @@ def gemm_add_ref(
     return _store_ref(result, out, out_dtype or A.dtype, "out" in names)
 
 
+def gemm_add_inplace_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 1.0,
+    concat_layout: Optional[tuple[str, ...]] = None,
+) -> None:
+    """`gemm_add_inplace` in plain torch, computed in fp32: the oracle."""
+    names = (*concat_layout, "C") if concat_layout is not None and "out" in concat_layout else concat_layout
+    gemm_add_ref(A, B, out.clone(), out, alpha, beta, concat_layout=names)
+
+
 def _store_ref(result: torch.Tensor, out: Optional[torch.Tensor], dtype: torch.dtype, is_concat: bool) -> torch.Tensor:
     if out is None:
         out = torch.empty_like(result, dtype=dtype)

@@ -17,6 +17,7 @@ from .gemm_interface import (
     _scalar_kind,
     _signature,
     _split_scalar,
+    gemm_ref,
     writes_only,
 )
 from .runtime.debug import is_debugging
@@ -85,6 +86,34 @@ def gemm_grouped(
     elif tensors.A:
         _program(tensors, options).run(tensors, _ports(tensors, options))
     return list(tensors.out)
+
+
+def gemm_grouped_out(A_list: Tensors, B_list: Tensors, out_list: Tensors, **options: Any) -> None:
+    """`gemm_grouped` into given outputs."""
+    gemm_grouped(A_list, B_list, out_list, **options)
+
+
+def gemm_grouped_ref(
+    A_list: Tensors,
+    B_list: Tensors,
+    out_list: Optional[Tensors] = None,
+    alpha: Scalar = 1.0,
+    out_dtype: Optional[torch.dtype] = None,
+    *,
+    C_list: Optional[Tensors] = None,
+    bias_list: Optional[Tensors] = None,
+    beta: Scalar = 1.0,
+) -> list[torch.Tensor]:
+    """`gemm_grouped` in plain torch, computed in fp32: the oracle."""
+    outs = []
+    for i, (A, B) in enumerate(zip(A_list, B_list, strict=True)):
+        bias = None if bias_list is None else bias_list[i]
+        result = gemm_ref(A, B, None, bias, alpha, torch.float32)
+        if C_list is not None:
+            result = result + beta * C_list[i].float()
+        dtype = out_dtype or (torch.bfloat16 if A.dtype.itemsize == 1 else A.dtype)
+        outs.append(result.to(dtype) if out_list is None else out_list[i].copy_(result))
+    return outs
 
 
 def grouped_plan(
