@@ -21,6 +21,7 @@ import quack
 from .gemm_config import GemmConfig
 from .gemm_port import PortKind
 from .heuristics import sm90
+from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
 from .runtime.device import device_of, emulation_key
@@ -617,13 +618,18 @@ def default_config(device: torch.device) -> GemmConfig:
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:
-    """Which configuration `gemm(A, B)` uses, its predicted time and resources, and the runners-up."""
+    """Which configuration `gemm(A, B)` uses, its predicted time and resources, and the runners-up; first of all the parts of K
+    where it is split."""
     request = GemmRequest(A, B, _output(A, B, out_dtype), fast_accum=fast_accum)
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
     base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
-    return sm90.explain(base, shape, device.sms, swapped)
+    whole = sm90.explain(base, shape, device.sms, swapped)
+    split = split_heuristics.choose(base, shape, device.sms, swapped)
+    if split.splits == 1:
+        return whole
+    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  split_k={split.splits} {split.mode.name}\n{whole}"
 
 
 def explain_config(A: torch.Tensor, B: torch.Tensor, fast_accum: bool = False) -> str:

@@ -1,9 +1,12 @@
 """When K is split, into how many parts, and how the workspace is counted: plain Python."""
 
+import re
 from dataclasses import replace
 
 import pytest
+import torch
 
+import quack
 from quack.gemm_config import Dtype, GemmConfig
 from quack.heuristics import sm90, split_k
 from quack.runtime.legality import legality
@@ -88,3 +91,11 @@ def test_both_launches_of_separate_parts():
         second = sum_spec(whole, works, SMS)
         assert second.epilogue == whole.epilogue and second.operands == whole.operands and legality(second).ok
         assert second.config.tile_n == width and second.pieces_of == whole.config
+
+
+def test_explain_names_the_split():
+    with quack.emulator.use("sm90"):
+        deep = quack.explain(torch.empty(256, 65536).bfloat16(), torch.empty(65536, 256).bfloat16())
+        square = quack.explain(torch.empty(512, 512).bfloat16(), torch.empty(512, 512).bfloat16())
+    assert re.match(r" +[\d.]+ us  .*split_k=\d+ (SERIAL|SEPARATE)\n", deep), deep
+    assert "split_k" not in square
