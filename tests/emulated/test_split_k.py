@@ -17,7 +17,7 @@ RANDOM = tuple(f"random:{seed}" for seed in range(6))
 
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_against_reference(case: SplitCase, mode: SplitKMode):
     """Two launches: the second finds what the first has put back to zero."""
     run = Run(case, mode, "cpu")

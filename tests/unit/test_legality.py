@@ -12,8 +12,10 @@ from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
 from quack.gemm_port import PortKind
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import legality
-from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
+from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
+from quack.runtime.split_k import split_spec
 from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
+from quack.split_k import SplitKMode
 from tests.unit.ledger import full_epilogue, gemm, operands
 
 REGISTER_FILE = 65536  # 32-bit registers of one SM
@@ -241,3 +243,17 @@ def test_operands_in_halves_compile_without_spills(name: str):
         now, plain = kernel_facts(spec), kernel_facts(replace(kinds()[name], config=spec.config))
         assert now["spill_bytes"] == 0, (spec.config, now)
         assert now["wgmma_serialized"] <= plain["wgmma_serialized"], (spec.config, now)
+
+
+@pytest.mark.parametrize("adapter", [VARLEN_M, GROUPED])
+def test_parts_of_ragged_problems_need_registers(adapter: str):
+    """Measured: 16 to 80 bytes of spills beyond, none within."""
+    pingpong = GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True)
+    cooperative = GemmConfig(128, 256, is_dynamic_persistent=True)
+
+    def verdict(config: GemmConfig, adapter: str = adapter):
+        return legality(split_spec(gemm(config, operands(), adapter=adapter), SplitKMode.SERIAL))
+
+    assert verdict(pingpong).ok and verdict(cooperative, DENSE).ok
+    for config in (replace(pingpong, tile_n=192), cooperative):
+        assert "accumulator registers" in str(verdict(config).reason)
