@@ -12,9 +12,9 @@ from typing import NamedTuple, Optional
 
 from ..gemm_config import GemmConfig
 from ..gemm_port import present_ports
-from ..runtime.legality import PARTIALS
+from ..runtime.legality import PARTIALS, legality
 from ..runtime.spec import DENSE, GemmShape, GemmSpec
-from ..runtime.split_k import sum_spec
+from ..runtime.split_k import split_spec, sum_spec
 from ..split_k import SplitKMode
 from . import sm90
 
@@ -59,7 +59,7 @@ def choose_for(
     base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec], splits: int, mode: SplitKMode
 ) -> GemmSpec:
     """The best predicted legal configuration for a number of parts and a mode that are given."""
-    ranked = sm90.candidates(base, shape, sms, swapped)
+    ranked = [c for c in sm90.candidates(base, shape, sms, swapped) if legality(split_spec(c.spec, mode)).ok]
     if not ranked:
         return sm90.choose(base, shape, sms, swapped)
     fits = [c for c in ranked if splits <= sms // (c.spec.config.cluster_m * c.spec.config.cluster_n)]
@@ -72,11 +72,13 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
     clusters = sms // (config.cluster_m * config.cluster_n)
     assert config.tile_k is not None
     k_tiles = math.ceil(shape.k / config.tile_k)
-    has_partials = not {port.kind for port in present_ports(spec.epilogue)}.isdisjoint(PARTIALS)
+    modes = [m for m in (SplitKMode.SERIAL, SplitKMode.SEPARATE) if legality(split_spec(spec, m)).ok]
+    if not {port.kind for port in present_ports(spec.epilogue)}.isdisjoint(PARTIALS):
+        modes = [m for m in modes if m is not SplitKMode.SEPARATE]
     counts = {*SMALL_SPLITS, clusters // max(works, 1), 2 * clusters // max(works, 1)}
     for splits in sorted(counts):
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
-            for mode in (SplitKMode.SERIAL,) if has_partials else (SplitKMode.SERIAL, SplitKMode.SEPARATE):
+            for mode in modes:
                 yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
 
 

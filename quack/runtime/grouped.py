@@ -26,7 +26,7 @@ from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
-from .split_k import SplitPlan, check_split
+from .split_k import COMBINE, SplitPlan, check_split
 
 Tensors = Sequence[torch.Tensor]
 Pointers = tuple[int, ...]
@@ -293,7 +293,9 @@ def choose(
     if options.config is not None:
         chosen = swapped if options.config.swap_ab else base
         return replace(chosen, config=options.config.with_tile_k(chosen.operands.a.dtype))
-    spec = heuristics.choose_grouped(base, shapes, device.sms, swapped)
+    combine = COMBINE[options.split_k_mode] if (options.split_k or 1) > 1 else None  # asks more of a configuration
+    base, swapped = replace(base, combine=combine), replace(swapped, combine=combine)
+    spec = replace(heuristics.choose_grouped(base, shapes, device.sms, swapped), combine=None)
     dynamic = options.dynamic
     if dynamic is None:
         dynamic = len({shape.k for shape in shapes}) > 1

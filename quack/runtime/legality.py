@@ -30,7 +30,7 @@ INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
 PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
-MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # by ping-pong; 160 and 128 spill 16 to 80 bytes
+MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # ping-pong without C, others; 160 and 128 spill 16 to 80 bytes
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
@@ -272,7 +272,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
     if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
-        limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[spec.config.pingpong])
+        is_roomy = spec.config.pingpong and spec.operands.c is None
+        limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
     if budget.accumulator_registers > limit:

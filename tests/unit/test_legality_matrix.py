@@ -173,8 +173,12 @@ def accumulators(cell: Cell) -> int:
 
 
 def room(cell: Cell) -> int:
-    """Registers for accumulators: less with C, or out by element, less still with both by element and halves."""
+    """Registers for accumulators: less with C, or out by element, less still with both by element and halves; and where parts
+    of ragged or grouped rows are put together."""
     config = cell.config
+    most = 1000
+    if cell.has("split") and (cell.is_ragged_m or cell.adapter == GROUPED):
+        most = 128 if config.pingpong and not cell.has_c else 96
     if config.tile_m == 192 and not config.pingpong:
         return 64
     elements_of_c, elements_of_d = cell.has("unaligned C"), cell.has("unaligned out")
@@ -189,7 +193,7 @@ def room(cell: Cell) -> int:
     if is_column_major and has_slabs:
         if (elements_of_c and elements_of_d) or (cell.adapter == GROUPED and (elements_of_c or elements_of_d)):
             return 64
-    return (200 if config.tile_m == 64 and not config.pingpong else 192) - taken
+    return min(most, (200 if config.tile_m == 64 and not config.pingpong else 192) - taken)
 
 
 def splits_badly(cell: Cell, name: str) -> bool:
