@@ -233,7 +233,6 @@ def weight_gradient(dy: torch.Tensor, x: torch.Tensor, wanted: Wanted, layer: La
 
 def elementwise_gradient(dpostact: torch.Tensor, preact: torch.Tensor, activation: AnyActivation) -> torch.Tensor:
     """d preact where no GEMM is at hand to do it on the way; plain torch in fp32."""
-
     dtype = torch.promote_types(preact.dtype, torch.float32)
     pull_back = torch.func.vjp(partial(apply_ref, activation), preact.to(dtype))[1]
     (gradient,) = pull_back(dpostact.to(dtype))

@@ -181,9 +181,8 @@ class EpilogueMixin:
 
     needs_c: ClassVar[bool] = False  # the framework loads C and passes it as `fragment.c`
 
-    is_pointwise: ClassVar[bool] = (
-        False  # what happens to an element depends on its own values alone, not on where it is
-    )
+    is_pointwise: ClassVar[bool] = False
+    """What happens to an element depends on its own values alone, not on where it is."""
 
     def __init_subclass__(cls, **options: Any):
         """Output ports default to None: the call allocates them."""
