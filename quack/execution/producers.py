@@ -30,7 +30,8 @@ class ProducerRoles(GatherRoles):
         )
         slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
-        ab_pipeline, c_pipeline = self.make_pipelines(barriers)
+        ab_pipeline = self.make_ab_pipeline(barriers)
+        c_pipeline = self.make_c_pipeline(barriers + 2 * self.resources.ab_stages)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP:
