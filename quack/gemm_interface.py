@@ -18,9 +18,9 @@ import torch
 
 import quack
 
+from . import heuristics
 from .gemm_config import GemmConfig
 from .gemm_port import PortKind
-from .heuristics import sm90
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
@@ -624,8 +624,8 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
-    whole = sm90.explain(base, shape, device.sms, swapped)
+    base, swapped = (spec.on(device.arch) for spec in (base, swapped))
+    whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
     if split.splits == 1:
         return whole

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from quack import heuristics
 from quack.gemm_config import Dtype, GemmConfig, OperandSpecs
-from quack.heuristics import sm90, split_k, symmetric
+from quack.heuristics import split_k, symmetric
 from quack.runtime.plan import _swap
 from quack.runtime.spec import GATHER_M, GROUPED, VARLEN_K, VARLEN_M, GemmShape, GemmSpec
 from quack.runtime.symmetric import symmetric_spec
@@ -60,9 +61,9 @@ def choices() -> Iterator[tuple[str, str]]:
     for shape in shapes():
         ragged = replace(shape, batch=8, is_ragged_m=True)
         for adapter in (VARLEN_M, GATHER_M):
-            yield label(adapter, shape), text(sm90.choose(replace(base, adapter=adapter), ragged, SMS))
+            yield label(adapter, shape), text(heuristics.choose(replace(base, adapter=adapter), ragged, SMS))
         strided = gemm(GemmConfig(), operands(majors="mnn"), adapter=VARLEN_K)
-        yield label(VARLEN_K, shape), text(sm90.choose(strided, replace(shape, batch=8), SMS))
+        yield label(VARLEN_K, shape), text(heuristics.choose(strided, replace(shape, batch=8), SMS))
         square = GemmShape(shape.m, shape.m, shape.k, shape.batch)
         for whole in (None, (base, replace(base, operands=operands(majors="knn")))):
             chosen = symmetric.choose(symmetric_spec(base), square, SMS, whole)
@@ -71,7 +72,7 @@ def choices() -> Iterator[tuple[str, str]]:
     for first in range(0, len(several), 4):
         group = several[first : first + 4]
         name = " ".join(map(named, group))
-        yield f"grouped {name}", text(sm90.choose_grouped(grouped, group, SMS, _swap(grouped)))
+        yield f"grouped {name}", text(heuristics.choose_grouped(grouped, group, SMS, _swap(grouped)))
 
 
 def named(shape: GemmShape) -> str:
