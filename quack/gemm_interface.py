@@ -614,7 +614,7 @@ def __getattr__(name: str) -> object:
 
 def default_config(device: torch.device) -> GemmConfig:
     """A configuration that is legal for plain 16-bit GEMMs on `device`."""
-    return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
+    return heuristics.default_config(device_of(torch.empty(0, device=device)).arch)
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:

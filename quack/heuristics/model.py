@@ -131,6 +131,16 @@ def with_tile(spec: GemmSpec, tile: Tile, cluster: tuple[int, int] = (1, 1)) -> 
     return spec.configured(config)
 
 
+def default_config(arch: str) -> GemmConfig:
+    """What suits large 16-bit problems, and is legal for plain ones of any size."""
+    tuning = tuning_of(arch)
+    (tile_m, tile_n, pingpong), (cluster_m, cluster_n) = next(iter(tuning.tiles[16])), tuning.clusters[0]
+    capability = ARCHES[arch].capability[0]
+    return GemmConfig(
+        tile_m, tile_n, pingpong=pingpong, cluster_m=cluster_m, cluster_n=cluster_n, device_capacity=capability
+    )
+
+
 def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> GemmSpec:
     """The best predicted legal configuration; raises with the reason if none is legal."""
     ranked = candidates(base, shape, sms, swapped)

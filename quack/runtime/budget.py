@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 
 from ..arch import ARCHES
-from ..sm90.resources import Sm90Resources as GemmResources
+from ..gemm_resources import GemmResources
 from .spec import GemmSpec
 
 

@@ -369,4 +369,4 @@ def example_spec(arch: str = "sm_90a") -> GemmSpec:
         return OperandSpec(Dtype.BF16, 2, transposed, Major.INNER)
 
     operands = OperandSpecs(operand(False), operand(True), operand(False))
-    return GemmSpec(arch, operands, GemmConfig().with_tile_k(Dtype.BF16))
+    return GemmSpec(arch, operands, GemmConfig()).configured(GemmConfig(128, 128, cluster_m=1))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from ..gemm_config import GemmConfig
-from ..sm90.resources import output_layouts
+from ..gemm_resources import output_layouts
 from ..split_k import SplitKMode
 from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
