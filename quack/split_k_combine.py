@@ -184,7 +184,7 @@ class SumPartials:
         """All threads of an MMA warpgroup: fills the accumulators. The work is one 64-row piece, see `split_pieces`."""
         tiles, columns = self.pieces_of, self.config.tile_n // COLUMNS
         sharing = 1 if tiles.pingpong else mma_warpgroups(tiles)
-        of_warpgroup = tiles.tile_m // SLAB_M // sharing * (tiles.tile_n // COLUMNS)
+        of_warpgroup = tiles.cta_tile_m // SLAB_M // sharing * (tiles.tile_n // COLUMNS)
         slab = tile.work.tile_m % (tiles.tile_m // SLAB_M)
         column = tile.work.tile_n % (tiles.tile_n // self.config.tile_n) * columns
         slot = Int64(tile.work.slot) * tile.work.split_count
