@@ -1,0 +1,242 @@
+"""GEMM for Blackwell data-centre GPUs (sm_100a, sm_103a)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, pipeline
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, tcgen05
+from cutlass.experimental.primitives import tcgen05_fence
+from cutlass.memory import TmemAllocator
+from cutlass.pipeline import PipelineState, PipelineTmaUmma, PipelineUmmaAsync, PipelineUserType, make_pipeline_state
+from cutlass.utils import sm100 as sm100_utils
+
+from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, sync_warpgroup
+from ..execution.cta import CtaContext
+from ..execution.drain import DrainRole
+from ..execution.producers import ProducerRoles
+from ..gemm_base import Operands, is_inner_major
+from ..gemm_config import OperandSpec
+from ..gemm_problem_adapter import Operand
+from ..gemm_work import WorkDesc
+from .resources import ACC_STAGES, CTA_M, resources
+
+FIRST_DRAIN_WARP, MMA_WARP = 4, 8
+
+
+class MultiplyState(NamedTuple):
+    """What the MMA warp advances."""
+
+    ab: PipelineState
+    acc: PipelineState
+
+
+class GemmSm100(DrainRole, ProducerRoles):
+    """Execution on sm_100a and sm_103a. Operands come from the adapter mixin, the commit from the plan mixin (see `compose`)."""
+
+    budget = staticmethod(resources)
+    warpgroups = sharing = 1
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mma_ctas = 2 if self.config.is_pair else 1
+        self.cta_group = tcgen05.CtaGroup.TWO if self.config.is_pair else tcgen05.CtaGroup.ONE
+
+    # ---- operands in shared memory --------------------------------------------------------------------------------
+
+    def staged_layout(self, spec: OperandSpec, dtype, rows: int):
+        """(rows, tile_k, ab_stages), as the MMA's descriptors can name it."""
+        _, _, tile_k = self.tile_mnk
+        kind = sm100_utils.get_smem_layout_atom_ab(major_mode(spec), dtype, (rows, tile_k))
+        order = (0, 1, 2) if is_inner_major(spec) else (1, 0, 2)
+        atom = tcgen05.make_smem_layout_atom(kind, dtype)
+        return cute.tile_to_shape(atom, (rows, tile_k, self.resources.ab_stages), order)
+
+    def smem_layout_a(self):
+        return self.staged_layout(self.specs.a, self.a_dtype, CTA_M)
+
+    def smem_layout_b(self):
+        return self.staged_layout(self.specs.b, self.b_dtype, self.b_rows)
+
+    def load_op(self, multicast: int):
+        """Of a pair, both CTAs' loads signal the barrier of the first."""
+        op = cpasync.CopyBulkTensorTileG2SOp if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp
+        return op(self.cta_group)
+
+    def make_ab_pipeline(self, barriers) -> PipelineTmaUmma:
+        """A/B ring: an MMA warp frees a stage of every CTA whose loads it has read."""
+        _, pairs_m, ctas_n, _ = self.cluster_layout.shape
+        return PipelineTmaUmma.create(
+            num_stages=self.resources.ab_stages,
+            producer_group=threads(1 + self.copying_warps),
+            consumer_group=threads(pairs_m + ctas_n - 1),
+            tx_count=self.stage_bytes,
+            barrier_storage=barriers,
+            cta_layout_vmnk=self.cluster_layout,
+            defer_sync=True,
+        )
+
+    def make_acc_pipeline(self) -> PipelineUmmaAsync:
+        """Accumulators: two tiles' in tensor memory."""
+        return PipelineUmmaAsync.create(
+            num_stages=ACC_STAGES,
+            producer_group=threads(1),
+            consumer_group=threads(4 * self.mma_ctas),
+            cta_layout_vmnk=self.cluster_layout,
+            defer_sync=True,
+        )
+
+    @property
+    def reading_warps(self) -> int:
+        return super().reading_warps + (1 if self.multiplies else 0)
+
+    # ---- MMA ------------------------------------------------------------------------------------------------------
+
+    def make_tiled_mma(self) -> cute.TiledMma:
+        """Of 128 rows, or of the 256 of a pair, and tile_n columns."""
+        return sm100_utils.make_trivial_tiled_mma(
+            self.a_dtype,
+            self.b_dtype,
+            major_mode(self.specs.a),
+            major_mode(self.specs.b),
+            Float32,
+            self.cta_group,
+            (CTA_M * self.mma_ctas, self.config.tile_n),
+        )
+
+    def make_tmem(self) -> TmemAllocator:
+        """Allocated by the drain, and known to the MMA warp after a barrier."""
+        reading = WARPGROUP_THREADS + (32 if self.multiplies else 0)
+        return TmemAllocator(
+            barrier_for_retrieve=pipeline.NamedBarrier(int(NamedBarrierId.TMEM), reading),
+            allocator_warp_id=FIRST_DRAIN_WARP,
+            is_two_cta=self.config.is_pair,
+        )
+
+    def accumulators(self, tiled_mma: cute.TiledMma, pointer: cute.Pointer) -> cute.Tensor:
+        """(MMA, MMA_M, MMA_N, ACC_STAGES) of this CTA in tensor memory."""
+        shape = tiled_mma.partition_shape_C((CTA_M * self.mma_ctas, self.config.tile_n))
+        return cute.make_tensor(pointer, tiled_mma.make_fragment_C(cute.append(shape, ACC_STAGES)).layout)
+
+    # ---- kernel ---------------------------------------------------------------------------------------------------
+
+    @cute.kernel
+    def kernel(
+        self,
+        operands: Operands,
+        problem: Any,
+        schedule: Any,
+        epilogue_arguments: Optional[tuple],
+        counter: Optional[cute.Tensor],
+        tiled_mma: cute.TiledMma,
+    ):
+        """Set up shared memory and barriers, then hand each warp its role."""
+        acc, tmem = self.make_acc_pipeline(), self.make_tmem()
+        cta = self.set_up(operands, problem, schedule)
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp < FIRST_DRAIN_WARP:
+            self.produce(cta, counter)
+        elif warp < MMA_WARP:
+            self.drain_works(cta, epilogue_arguments, acc, tmem)
+        elif cutlass.const_expr(self.multiplies):
+            self.multiply_works(cta, acc, tmem)
+
+    @cute.jit
+    def multiply_works(self, cta: CtaContext, acc: PipelineUmmaAsync, tmem: TmemAllocator):
+        """The MMA warp. Of a pair, the first CTA's multiplies for both."""
+        mma = self.make_tiled_mma()
+        tmem.wait_for_alloc()
+        tCtAcc = self.accumulators(mma, tmem.retrieve_ptr(Float32))
+        state = MultiplyState(
+            make_pipeline_state(PipelineUserType.Consumer, self.resources.ab_stages),
+            make_pipeline_state(PipelineUserType.Producer, ACC_STAGES),
+        )
+        is_multiplying = cta.cta_m % self.mma_ctas == 0
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            if is_multiplying:
+                state = self.multiply(cta, mma, acc, tCtAcc, cursor.work, state)
+            cursor = cta.works.next(cursor)
+        acc.producer_tail(state.acc)
+
+    @cute.jit
+    def multiply(
+        self, cta: CtaContext, mma: cute.TiledMma, acc: PipelineUmmaAsync, tCtAcc: cute.Tensor, work: WorkDesc,
+        state: MultiplyState,
+    ) -> MultiplyState:
+        """The main loop of one work."""
+        tiler = (CTA_M * self.mma_ctas, self.config.tile_n, self.config.tile_k)
+        stages = self.resources.ab_stages
+        sA = operand_view(cta.smem.a, sm100_utils.make_smem_layout_a(mma, tiler, self.a_dtype, stages))
+        sB = operand_view(cta.smem.b, sm100_utils.make_smem_layout_b(mma, tiler, self.b_dtype, stages))
+        tCrA, tCrB = mma.make_fragment_A(sA), mma.make_fragment_B(sB)  # (MMA, MMA_M or N, MMA_K, STAGE)
+        ab, acc_state = state
+        k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
+        acc.producer_acquire(acc_state)
+        tcgen05_fence("after_thread_sync")
+        into = tCtAcc[None, None, None, acc_state.index]
+        for k_tile in cutlass.range(k_tiles, unroll=1):
+            cta.ab.consumer_wait(ab)
+            for k in cutlass.range_constexpr(cute.size(tCrA, mode=[2])):
+                mma.set(tcgen05.Field.ACCUMULATE, k_tile != 0 if k == 0 else True)
+                cute.gemm(mma, into, tCrA[None, None, k, ab.index], tCrB[None, None, k, ab.index], into)
+            cta.ab.consumer_release(ab)
+            ab.advance()
+        acc.producer_commit(acc_state)
+        acc_state.advance()
+        return MultiplyState(ab, acc_state)
+
+    # ---- drain ----------------------------------------------------------------------------------------------------
+
+    @cute.jit
+    def drain_works(
+        self, cta: CtaContext, epilogue_arguments: Optional[tuple], acc: PipelineUmmaAsync, tmem: TmemAllocator
+    ):
+        tmem.allocate(self.resources.tmem_columns)
+        tmem.relinquish_alloc_permit()
+        tmem.wait_for_alloc()
+        pointer = tmem.retrieve_ptr(Float32)
+        tAcc = self.accumulators(self.make_tiled_mma(), pointer)[(None, None), 0, 0, None]  # (128, tile_n, STAGE)
+        state = make_pipeline_state(PipelineUserType.Consumer, ACC_STAGES)
+        thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
+        load = cute.make_copy_atom(tcgen05.Ld32x32bOp(tcgen05.Repetition.x16), Float32)
+        parts = cute.flat_divide(tAcc, (CTA_M, 16))  # (128, 16, 1, parts, stage)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            work = cursor.work
+            acc.consumer_wait(state)
+            tcgen05_fence("after_thread_sync")
+            mD = self.operand(cta.problem, Operand.D, cta.operands.d.tensor, work)
+            for p in cutlass.range_constexpr(self.config.tile_n // 16):
+                part = parts[None, None, 0, p, state.index]
+                copy = tcgen05.make_tmem_copy(load, part).get_slice(thread)
+                values = cute.make_rmem_tensor(copy.partition_D(cute.make_identity_tensor((CTA_M, 16))).shape, Float32)
+                cute.copy(tcgen05.make_tmem_copy(load, part), copy.partition_S(part), values)
+                cute.arch.fence_view_async_tmem_load()
+                shape = self.problem_shape(cta.problem, work)
+                row = work.tile_m * CTA_M + thread
+                for v in cutlass.range_constexpr(16):
+                    col = work.tile_n * self.config.tile_n + p * 16 + v
+                    if row < shape.m and col < shape.n:
+                        mD[row, col] = values[v].to(mD.element_type)
+            tcgen05_fence("before_thread_sync")
+            with cute.arch.elect_one():
+                acc.consumer_release(state)
+            state.advance()
+            cursor = cta.works.next(cursor)
+        sync_warpgroup(Int32(0))
+        tmem.free(pointer, self.resources.tmem_columns)
+
+
+def threads(count: int) -> pipeline.CooperativeGroup:
+    return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
+
+
+def major_mode(spec: OperandSpec) -> OperandMajorMode:
+    return OperandMajorMode.K if is_inner_major(spec) else OperandMajorMode.MN
+
+
+def operand_view(smem: cute.Tensor, layout) -> cute.Tensor:
+    """The same shared memory as the MMA divides it."""
+    return cute.make_tensor(smem.iterator, layout.outer)
