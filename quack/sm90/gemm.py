@@ -51,9 +51,11 @@ from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
+from ..epilogue.accumulators import RegisterAccumulators
+from ..epilogue.fragment import MmaFragment
 from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
-from ..gemm_config import OperandSpec
+from ..gemm_config import GemmConfig, OperandSpec, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilogue_plan
 from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
@@ -114,6 +116,12 @@ class MmaState(NamedTuple):
 class GemmSm90(GemmBase):
     """Execution on sm_90a. Operands come from the adapter mixin, the commit from the plan mixin (see `compose`)."""
 
+    layout_class = MmaFragment
+
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        return 1 if config.pingpong else mma_warpgroups(config)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.scratch_words = scratch_bytes(self.epilogue_specs, self.config) // 4  # of one MMA warpgroup
@@ -125,7 +133,7 @@ class GemmSm90(GemmBase):
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
         self.warpgroups = self.resources.mma_warpgroups
-        self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
+        self.sharing = self.sharing_of(self.config)
 
     # ---- host set-up ----------------------------------------------------------------------------------------------
 
@@ -507,7 +515,7 @@ class GemmSm90(GemmBase):
             accumulators=cute.make_rmem_tensor(
                 tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
             ),
-            slab_mma=self.make_tiled_mma(1),
+            layout=MmaFragment(self.make_tiled_mma(1), cute.arch.thread_idx()[0] % WARPGROUP_THREADS),
             mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
             index=warpgroup_index,
             share=share,
@@ -586,7 +594,9 @@ class GemmSm90(GemmBase):
         """The epilogue of one tile, whose accumulators are complete. mixins: (context, states)."""
         ctx, mixin_states = mixins
         io = self.make_epilogue_io(cta, team, work)
-        state = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state)
+        state = run_epilogue_plan(
+            self, ctx, team.mixins, mixin_states, io, RegisterAccumulators(team.accumulators), state
+        )
         if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
         return state
@@ -594,7 +604,8 @@ class GemmSm90(GemmBase):
     def partial_tile(self, cta: CtaContext, team: "MmaTeam", work: WorkDesc) -> PartialTile:
         """What this warpgroup has of the tile, after the main loop of one of its works."""
         thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
-        return PartialTile(team.accumulators, work, cta.works.params, thread, team.index, team.share, self.sharing)
+        accumulators = RegisterAccumulators(team.accumulators)
+        return PartialTile(accumulators, work, cta.works.params, thread, team.index, team.share, self.sharing)
 
     @cute.jit
     def multiply_tile(
@@ -737,7 +748,7 @@ class GemmSm90(GemmBase):
             thread=thread,
             slab_rows=tuple((r * self.sharing + team.share) * SLAB_M for r in range(self.resources.slabs)),
             config=self.config,
-            thread_slice=team.slab_mma.get_slice(thread),
+            layout=team.layout,
             scratch=scratch,
             inputs=tuple(self.operand(cta.problem, Operand.D, t, work) for t in cta.operands.tile_inputs),
         )
@@ -746,7 +757,7 @@ class GemmSm90(GemmBase):
         """Transport of this work's C and outputs for one warpgroup."""
         c, copy_c = cta.operands.c, None
         if cta.smem.c is not None:
-            copy_c = epilogue_copy(cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), self.c_dtype), team.slab_mma)
+            copy_c = team.layout.load_copy(self.specs.c, self.resources.epi_n)
         operands = (cta.operands.d, *cta.operands.tile_outputs)
         outputs = zip((self.specs.d, *self.tile_output_specs), operands, cta.smem.outputs)
         return EpilogueIO(
@@ -768,17 +779,15 @@ class GemmSm90(GemmBase):
         self, cta: CtaContext, team: "MmaTeam", work: WorkDesc, spec: OperandSpec, operand: TmaOperand, smem
     ) -> TileStore:
         """Transport of one output of this work for one warpgroup."""
-        dtype, copy = CUTE_DTYPE[spec.dtype], None
-        if operand.atom is not None:
-            copy = epilogue_copy(sm90_utils.sm90_get_smem_store_op(operand_layout(spec), dtype, Float32), team.slab_mma)
+        _, columns = self.subtile_of(spec)
         return TileStore(
             tensor=self.operand(cta.problem, Operand.D, operand.tensor, work),
             atom=operand.atom,
             descriptor=None if operand.atom is None else self.descriptor(cta.problem, Operand.D, work),
             smem=smem,
-            copy=copy,
-            dtype=dtype,
-            columns=self.subtile_of(spec)[1],
+            copy=None if operand.atom is None else team.layout.store_copy(spec, columns),
+            dtype=CUTE_DTYPE[spec.dtype],
+            columns=columns,
             is_halved=spec.is_halved,
         )
 
@@ -833,7 +842,7 @@ class MmaTeam:
     index: which warpgroup; share: which of a tile's interleaved slabs are its (0 for ping-pong).
     tiled_mma adds to the accumulators, zeroing_mma overwrites them: two objects, because setting the flag of one inside
         a staged loop would leak a value out of it.
-    slab_mma: the same MMA for one warpgroup alone; partitions a 64-row slab in accumulator order.
+    layout: of the accumulators of a slab, those of the same MMA for one warpgroup alone.
     """
 
     tiled_mma: cute.TiledMma
@@ -841,7 +850,7 @@ class MmaTeam:
     tCrA: cute.Tensor  # (MMA, MMA_M, MMA_K, STAGE)
     tCrB: cute.Tensor  # (MMA, MMA_N, MMA_K, STAGE)
     accumulators: cute.Tensor  # (MMA, MMA_M, MMA_N): slab after slab
-    slab_mma: cute.TiledMma
+    layout: MmaFragment
     mixins: tuple
     index: Int32
     share: Int32
@@ -850,13 +859,6 @@ class MmaTeam:
 def operand_layout(spec: OperandSpec) -> LayoutEnum:
     """CuTe's name for the contiguous mode; ROW_MAJOR means that the inner mode (K, or N for C and D) is contiguous."""
     return LayoutEnum.ROW_MAJOR if is_inner_major(spec) else LayoutEnum.COL_MAJOR
-
-
-def epilogue_copy(atom: cute.CopyAtom, slab_mma: cute.TiledMma) -> cute.TiledCopy:
-    """Registers in accumulator order <-> shared memory, in steps of 64 x 16 (what one stmatrix x4 of 4 warps covers), so
-    that it partitions subtiles narrower than the MMA."""
-    step = cute.make_copy_atom(cute.nvgpu.warp.StMatrix8x8x16bOp(False, 4), cutlass.BFloat16)
-    return cute.make_tiled_copy_S(atom, cute.make_tiled_copy_C_atom(step, slab_mma))
 
 
 def make_load_operand(tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
