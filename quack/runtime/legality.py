@@ -6,17 +6,27 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
-from ..sm90.resources import (
+from ..gemm_resources import (
     EPILOGUE_REGISTERS,
     HALVES_REGISTERS,
     MIXIN_REGISTERS,
-    MMA_REGISTERS,
     PARTIAL_REGISTERS,
     SIDE_REGISTERS,
-    resources,
 )
+from ..sm90.resources import resources
 from .activation_rules import activation_refusals
-from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
+from .spec import (
+    DENSE,
+    GATHERING,
+    GROUPED,
+    RAGGED_K,
+    RAGGED_M,
+    STREAM_COMBINE,
+    SYMMETRIC,
+    GemmSpec,
+    UnsupportedGemm,
+    is_user_code,
+)
 from .symmetric_rules import symmetric_refusals
 
 GATE = "quack.epilogue.activation:Gate"
@@ -169,6 +179,17 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality(
             "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
         )
+    if spec.combine == STREAM_COMBINE:
+        if spec.adapter != DENSE:
+            yield Legality(
+                "SplitKMode.STREAM shares out the k tiles of equal problems, which ragged and grouped ones are not",
+                "SplitKMode.SERIAL with split_k=2",
+            )
+        if spec.config.is_dynamic_persistent:
+            yield Legality(
+                "SplitKMode.STREAM gives every cluster the same work: there is nothing to draw from a counter",
+                "is_dynamic_persistent=False",
+            )
     if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
         yield Legality(
             "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
@@ -268,7 +289,7 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     reserved += max((MIXIN_REGISTERS.get(op.mixin, 0) for op in spec.epilogue), default=0)
-    limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
+    limit = budget.mma_registers - reserved
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
     if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
