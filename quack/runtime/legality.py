@@ -26,6 +26,7 @@ from .spec import (
     GROUPED,
     RAGGED_K,
     RAGGED_M,
+    STREAM_COMBINE,
     SYMMETRIC,
     VARLEN_K,
     VARLEN_M,
@@ -204,6 +205,17 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality(
             "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
         )
+    if spec.combine == STREAM_COMBINE:
+        if spec.adapter != DENSE:
+            yield Legality(
+                "SplitKMode.STREAM shares out the k tiles of equal problems, which ragged and grouped ones are not",
+                "SplitKMode.SERIAL with split_k=2",
+            )
+        if spec.config.is_dynamic_persistent:
+            yield Legality(
+                "SplitKMode.STREAM gives every cluster the same work: there is nothing to draw from a counter",
+                "is_dynamic_persistent=False",
+            )
     if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
         yield Legality(
             "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
