@@ -84,9 +84,7 @@ class LoadRoles(OperandTransport):
         mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
         first = work.tile_n * ctas + cta.cta_m % ctas
         gB = cute.local_tile(mB, (self.b_rows, self.config.tile_k), (first, None))  # (rows, tile_k, k tiles)
-        return partition_load(
-            cta.operands.b.atom, cta.smem.b, gB, cta.cta_m // ctas, self.config.cluster_m // ctas
-        )
+        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m // ctas, self.config.cluster_m // ctas)
 
     @cute.jit
     def load_c(self, cta: CtaContext):

@@ -13,7 +13,7 @@ from cutlass.utils import sm90 as sm90_utils
 from ..cute_dtype import CUTE_DTYPE
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
-from ..gemm_port import PortKind, scratch_bytes, tile_layouts
+from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import Operand
 from ..gemm_resources import WORK_RING_STAGES, GemmResources
 from ..work_stream import LocalStream, RingStream, WorkRing
@@ -34,6 +34,7 @@ class OperandTransport(GemmBase):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.scratch_words = scratch_bytes(self.epilogue_specs, self.config) // 4  # of one draining warpgroup
+        self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         self.resources = self.budget(self.specs, self.config, self.fast_accum, self.epilogue_specs)
         self.tile_output_specs = tile_layouts(self.epilogue_specs, PortKind.TILE_OUTPUT)
         if self.resources.ab_stages < 2:

@@ -1,6 +1,6 @@
 """GEMM for Blackwell data-centre GPUs (sm_100a, sm_103a)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
 import cutlass
@@ -13,16 +13,39 @@ from cutlass.pipeline import PipelineState, PipelineTmaUmma, PipelineUmmaAsync, 
 from cutlass.utils import sm100 as sm100_utils
 
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, sync_warpgroup
+from ..epilogue.protocol import bind_epilogue
+from ..epilogue.row_fragment import RowFragment
 from ..execution.cta import CtaContext
 from ..execution.drain import DrainRole
 from ..execution.producers import ProducerRoles
 from ..gemm_base import Operands, is_inner_major
-from ..gemm_config import OperandSpec
-from ..gemm_problem_adapter import Operand
+from ..gemm_config import GemmConfig, OperandSpec
+from ..gemm_epilogue_plan import EpilogueState
+from ..gemm_problem_adapter import NO_PROBLEM
 from ..gemm_work import WorkDesc
 from .resources import ACC_STAGES, CTA_M, resources
+from .tensor_memory import TmemAccumulators
 
 FIRST_DRAIN_WARP, MMA_WARP = 4, 8
+
+
+@dataclass(frozen=True)
+class DrainTeam:
+    """What the draining warpgroup holds; see `DrainRole`. sums: of the work at hand. It is alone, so index and share are 0."""
+
+    sums: Optional[TmemAccumulators]
+    layout: RowFragment
+    mixins: tuple
+    index: Int32
+    share: Int32
+
+
+class DrainState(NamedTuple):
+    """What the draining warpgroup advances from work to work."""
+
+    acc: PipelineState
+    epilogue: EpilogueState
+    held: Int32  # see `ProblemAdapter.acquire`
 
 
 class MultiplyState(NamedTuple):
@@ -36,7 +59,12 @@ class GemmSm100(DrainRole, ProducerRoles):
     """Execution on sm_100a and sm_103a. Operands come from the adapter mixin, the commit from the plan mixin (see `compose`)."""
 
     budget = staticmethod(resources)
+    layout_class = RowFragment
     warpgroups = sharing = 1
+
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        return 1
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -162,7 +190,12 @@ class GemmSm100(DrainRole, ProducerRoles):
 
     @cute.jit
     def multiply(
-        self, cta: CtaContext, mma: cute.TiledMma, acc: PipelineUmmaAsync, tCtAcc: cute.Tensor, work: WorkDesc,
+        self,
+        cta: CtaContext,
+        mma: cute.TiledMma,
+        acc: PipelineUmmaAsync,
+        tCtAcc: cute.Tensor,
+        work: WorkDesc,
         state: MultiplyState,
     ) -> MultiplyState:
         """The main loop of one work."""
@@ -193,40 +226,75 @@ class GemmSm100(DrainRole, ProducerRoles):
     def drain_works(
         self, cta: CtaContext, epilogue_arguments: Optional[tuple], acc: PipelineUmmaAsync, tmem: TmemAllocator
     ):
+        """Warps 4 to 7: allocate tensor memory, drain the accumulators of every work, free it."""
         tmem.allocate(self.resources.tmem_columns)
         tmem.relinquish_alloc_permit()
         tmem.wait_for_alloc()
         pointer = tmem.retrieve_ptr(Float32)
         tAcc = self.accumulators(self.make_tiled_mma(), pointer)[(None, None), 0, 0, None]  # (128, tile_n, STAGE)
-        state = make_pipeline_state(PipelineUserType.Consumer, ACC_STAGES)
         thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
-        load = cute.make_copy_atom(tcgen05.Ld32x32bOp(tcgen05.Repetition.x16), Float32)
-        parts = cute.flat_divide(tAcc, (CTA_M, 16))  # (128, 16, 1, parts, stage)
+        team = DrainTeam(
+            sums=None,
+            layout=RowFragment(thread),
+            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
+            index=Int32(0),
+            share=Int32(0),
+        )
+        state = self.initial_drain_state()
         cursor = cta.works.first()
         while cursor.work.is_valid:
-            work = cursor.work
-            acc.consumer_wait(state)
-            tcgen05_fence("after_thread_sync")
-            mD = self.operand(cta.problem, Operand.D, cta.operands.d.tensor, work)
-            for p in cutlass.range_constexpr(self.config.tile_n // 16):
-                part = parts[None, None, 0, p, state.index]
-                copy = tcgen05.make_tmem_copy(load, part).get_slice(thread)
-                values = cute.make_rmem_tensor(copy.partition_D(cute.make_identity_tensor((CTA_M, 16))).shape, Float32)
-                cute.copy(tcgen05.make_tmem_copy(load, part), copy.partition_S(part), values)
-                cute.arch.fence_view_async_tmem_load()
-                shape = self.problem_shape(cta.problem, work)
-                row = work.tile_m * CTA_M + thread
-                for v in cutlass.range_constexpr(16):
-                    col = work.tile_n * self.config.tile_n + p * 16 + v
-                    if row < shape.m and col < shape.n:
-                        mD[row, col] = values[v].to(mD.element_type)
-            tcgen05_fence("before_thread_sync")
-            with cute.arch.elect_one():
-                acc.consumer_release(state)
-            state.advance()
+            state = self.drain_work(cta, team, acc, tAcc, cursor.work, state)
             cursor = cta.works.next(cursor)
-        sync_warpgroup(Int32(0))
+        self.drain(cute.arch.make_warp_uniform(cute.arch.warp_idx()) == FIRST_DRAIN_WARP)
+        sync_warpgroup(team.index)
         tmem.free(pointer, self.resources.tmem_columns)
+
+    @cute.jit
+    def initial_drain_state(self) -> DrainState:
+        c = None
+        if cutlass.const_expr(self.resources.c_stages > 0):
+            c = make_pipeline_state(PipelineUserType.Consumer, self.resources.c_stages)
+        acc = make_pipeline_state(PipelineUserType.Consumer, ACC_STAGES)
+        return DrainState(acc, EpilogueState(c, Int32(0)), Int32(NO_PROBLEM))
+
+    @cute.jit
+    def drain_work(
+        self,
+        cta: CtaContext,
+        team: DrainTeam,
+        acc: PipelineUmmaAsync,
+        tAcc: cute.Tensor,
+        work: WorkDesc,
+        state: DrainState,
+    ) -> DrainState:
+        """What there is to do before the accumulators are complete, then what comes after."""
+        acc_state, epilogue, held = state
+        ctx, mixin_states, held = self.begin_work(cta, team, work, held)
+        if cutlass.const_expr(self.scratch_words > 0):
+            sync_warpgroup(team.index)
+        if cutlass.const_expr(self.multiplies):
+            sums = TmemAccumulators(tAcc[None, None, acc_state.index], ctx.thread, acc, acc_state)
+            acc.consumer_wait(acc_state)
+            tcgen05_fence("after_thread_sync")
+            if self.k_range(cta.problem, work, self.config.tile_k).count == 0:
+                sums.clear()
+        else:
+            sums = TmemAccumulators(tAcc[None, None, 0], ctx.thread, None, None)
+        team = replace(team, sums=sums)
+        is_complete = Boolean(True)
+        if cutlass.const_expr(self.combines):
+            is_complete = self.combine(self.partial_tile(cta, team, work))
+        if cutlass.const_expr(not self.combines):
+            epilogue = self.finish_tile(cta, team, work, (ctx, mixin_states), epilogue)
+        elif cutlass.const_expr(self.finishes):
+            if is_complete:
+                epilogue = self.finish_tile(cta, team, work, (ctx, mixin_states), epilogue)
+            else:
+                sums.release()
+        else:
+            sums.release()
+        acc_state.advance()
+        return DrainState(acc_state, epilogue, held)
 
 
 def threads(count: int) -> pipeline.CooperativeGroup:
