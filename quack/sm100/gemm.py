@@ -1,4 +1,58 @@
-"""GEMM for Blackwell data-centre GPUs (sm_100a, sm_103a)."""
+"""GEMM for Blackwell's data-centre GPUs: D (M, N, L) = epilogue(A (M, K, L) x B (N, K, L)^T), TMA in, tcgen05.mma into tensor
+memory, TMA out, warp-specialised, persistent. sm_100a and sm_103a.
+
+Tiles. A CTA computes 128 rows (the lanes of tensor memory) and tile_n columns, and `WorkDesc` counts such tiles. tile_m = 256 of
+a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the cluster, have one 128 x tile_n tile each, one MMA of
+256 rows multiplies both, and each CTA loads its own rows of A and half of B's rows. The pair's first CTA issues for both.
+
+| role (warps) | waits on | signals | owns |
+|---|---|---|---|
+| load A/B (0) | `ab.empty[s]`, next work | `ab.full[s]` of the pair by TMA bytes | `sA[s]`, `sB[s]` until full |
+| gather A (0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]` of the pair, once a warp | half of `sA[s]` until full |
+| draw works (1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| load C (2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
+| drain (4 to 7) | `acc.full[t]`, `c.full[e]`, next work | `acc.empty[t]`, `c.empty[e]`, store | accumulators t until empty, `sD` |
+| multiply (8; of a pair, the first's) | `ab.full[s]`, `acc.empty[t]`, next work | `ab.empty[s]`, `acc.full[t]` | accumulators t until full |
+
+| barrier | stages | arrivals to complete | in | first wait passes for |
+|---|---|---|---|---|
+| `ab.full` | ab_stages | 1 + bytes of the pair's A and B; gathered A: 1 + 2 warps a CTA + bytes of B | first CTA of a pair | - |
+| `ab.empty` | ab_stages | MMA warps that read what this CTA loaded: pairs along M + CTAs along N - 1 | every CTA | load warp |
+| `acc.full` | 2 | 1 | every CTA | - |
+| `acc.empty` | 2 | draining warps of the pair | first CTA of a pair | MMA warp |
+| `c.full` / `c.empty` | c_stages | 1 + bytes / 4 | every CTA | producer |
+| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | | drawing warp |
+| EPILOGUE (named) | - | 128 | every CTA | - |
+| TMEM (named) | - | 160: drain and multiply, once the memory is allocated | every CTA | - |
+
+The accumulators of two tiles are in tensor memory, 2 x tile_n of its 512 columns: one is drained while the other is multiplied. The
+drain gives a tile back right behind its last load, before the last subtile's mixins and stores; a work without k tiles is
+committed like any other, and the drain clears what nothing was multiplied into.
+
+Tail: load warps wait until every stage is empty again and the first CTA's MMA warp until its last accumulators are, because peers
+signal these barriers; tensor memory is freed by both CTAs of a pair together. No deadlock: loads wait only for MMA, MMA only for
+loads and for the drain of an *earlier* tile, the drain only for MMA and C loads. Where drains wait for other CTAs (split-K), those
+are of works that come earlier in the order of works, see `split_works`.
+
+Registers. 288 threads leave 224 registers each, more than any role needs, so none are moved between warps (`setmaxnreg`).
+
+Why the main loop is bound by the MMA (bf16, 256 x 256 x 64 of a pair; figures per SM, sources in `arch`):
+
+| per k tile | bytes | clocks |
+|---|---|---|
+| MMA: 128 x 256 x 64 FMA | | 512 at 4096 a clock |
+| tensor cores read A (16 KB) and this CTA's half of B (16 KB) once each | 32 KB | 256 at 128 bytes |
+| TMA writes the same | 32 KB | 256, in sum 512: no less than the MMA, but no more |
+| from the L2, of which a cluster of 2 x 2 fetches A once for two CTAs | 32, 24 KB | 512, 384 at 64 bytes |
+
+One CTA alone (128 x 256 x 64) has to read and write the whole of B, 48 KB each way: 768 clocks. At K = 4096 the main loop of a
+tile takes 64 x 512 = 32768 clocks. Its epilogue: 128 x 256 accumulators, 64 a clock through 4 warps' cvt.rn.bf16x2 (16 lanes a
+clock, two elements each) and as much again to load and store them, 64 KB into and out of shared memory (1024 clocks): less
+than 2500 clocks beside the next main loop, 8 %. One draining warpgroup is enough down to K = 512 or so.
+
+Names: m whole gmem, g gmem tile, s smem, t tensor memory, r registers; tCrA = descriptors of A as the MMA takes them, tCtAcc =
+accumulators as the MMA writes them, tAcc = as (row, column).
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
@@ -114,6 +168,15 @@ class GemmSm100(DrainRole, ProducerRoles):
             cta_layout_vmnk=self.cluster_layout,
             defer_sync=True,
         )
+
+    @cute.jit
+    def arrive_full(self, cta: CtaContext, state: PipelineState):
+        """Of a pair, at the barrier of the first CTA, whose MMA reads what both have copied."""
+        barrier = cta.ab.producer_get_barrier(state)
+        if cutlass.const_expr(self.config.is_pair):
+            cute.arch.mbarrier_arrive(barrier, cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster()) // 2 * 2)
+        else:
+            cute.arch.mbarrier_arrive(barrier)
 
     @property
     def reading_warps(self) -> int:

@@ -20,6 +20,7 @@ class Sm100Resources(GemmResources):
     accumulators."""
 
     tmem_columns: int = MIN_TMEM_COLUMNS
+    slab_m: int = CTA_M
 
     @property
     def threads(self) -> int:
