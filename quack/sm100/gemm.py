@@ -12,7 +12,7 @@ a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the c
 | draw works (1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
 | load C (2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | drain (4 to 7) | `acc.full[t]`, `c.full[e]`, next work | `acc.empty[t]`, `c.empty[e]`, store | accumulators t until empty, `sD` |
-| multiply (8; of a pair, the first's) | `ab.full[s]`, `acc.empty[t]`, next work | `ab.empty[s]`, `acc.full[t]` | accumulators t until full |
+| multiply (8; of a pair, one) | `ab.full[s]`, `acc.empty[t]`, next work | `ab.empty[s]`, `acc.full[t]` | accumulators t until full |
 
 | barrier | stages | arrivals to complete | in | first wait passes for |
 |---|---|---|---|---|
