@@ -17,7 +17,7 @@ def for_sm100(config: Optional[GemmConfig], pairs: bool) -> Optional[GemmConfig]
         return DEFAULT_PAIR if pairs else None
     tile_n, cluster_m = config.tile_n, config.cluster_m
     if pairs:
-        tile_n, cluster_m = -(-tile_n // PAIR_STEP) * PAIR_STEP, 2 if config.cluster_n > 1 else max(2, 2 * cluster_m)
+        tile_n, cluster_m = -(-tile_n // PAIR_STEP) * PAIR_STEP, max(2, cluster_m)
     return replace(
         config, tile_m=256 if pairs else 128, tile_n=tile_n, cluster_m=cluster_m, pingpong=False, device_capacity=10
     )
