@@ -42,6 +42,11 @@ class GemmBase:
     layout_class: ClassVar[type[FragmentLayout]]
     """How the accumulators lie in the registers of the threads that drain them."""
 
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        """Warpgroups that share the accumulators of one CTA tile, slab s belonging to warpgroup s mod sharing."""
+        raise NotImplementedError
+
     def __init__(
         self,
         operands: OperandSpecs,

@@ -141,8 +141,3 @@ def mma_warpgroups(config: GemmConfig) -> int:
     if config.pingpong:
         return 2
     return {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
-
-
-def sharing_warpgroups(config: GemmConfig) -> int:
-    """Warpgroups that share the accumulators of one CTA tile: slab s is warpgroup s mod this one's."""
-    return 1 if config.pingpong else mma_warpgroups(config)

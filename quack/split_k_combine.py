@@ -29,7 +29,6 @@ from cutlass import Boolean, Float32, Int32, Int64
 from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
 from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
 from .epilogue.accumulators import Accumulators
-from .gemm_config import sharing_warpgroups
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
@@ -196,7 +195,7 @@ class SumPartials:
     @cute.jit
     def combine(self, tile: PartialTile) -> Boolean:
         """All threads of an MMA warpgroup: fills the accumulators. The work is a piece of one slab, see `split_pieces`."""
-        tiles, sharing, slab_m = self.pieces_of, sharing_warpgroups(self.pieces_of), self.layout_class.slab_m
+        tiles, sharing, slab_m = self.pieces_of, self.sharing_of(self.pieces_of), self.layout_class.slab_m
         columns, tile_columns = (self.layout_class.registers(n) // VECTOR for n in (self.config.tile_n, tiles.tile_n))
         of_warpgroup = tiles.tile_m // slab_m // sharing * tile_columns
         slab = tile.work.tile_m % (tiles.tile_m // slab_m)

@@ -46,7 +46,7 @@ from ..epilogue.accumulators import RegisterAccumulators
 from ..epilogue.fragment import MmaFragment
 from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
 from ..gemm_base import Operands
-from ..gemm_config import sharing_warpgroups
+from ..gemm_config import GemmConfig, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueState
 from ..gemm_port import PortKind, present_ports
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
@@ -92,13 +92,17 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
 
     layout_class = MmaFragment
 
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        return 1 if config.pingpong else mma_warpgroups(config)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
         self.warpgroups = self.resources.mma_warpgroups
-        self.sharing = sharing_warpgroups(self.config)
+        self.sharing = self.sharing_of(self.config)
 
     # ---- the arch kernel's ----------------------------------------------------------------------------------------
 
