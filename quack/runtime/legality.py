@@ -6,15 +6,14 @@ from typing import Optional
 
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
-from ..sm90.resources import (
+from ..gemm_resources import (
     EPILOGUE_REGISTERS,
     HALVES_REGISTERS,
     MIXIN_REGISTERS,
-    MMA_REGISTERS,
     PARTIAL_REGISTERS,
     SIDE_REGISTERS,
-    resources,
 )
+from ..sm90.resources import resources
 from .activation_rules import activation_refusals
 from .spec import (
     DENSE,
@@ -290,7 +289,7 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if _has_halves_by_element(spec):
         reserved = HALVES_REGISTERS
     reserved += max((MIXIN_REGISTERS.get(op.mixin, 0) for op in spec.epilogue), default=0)
-    limit = MMA_REGISTERS[budget.mma_warpgroups] - reserved
+    limit = budget.mma_registers - reserved
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
     if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from ..gemm_config import GemmConfig
-from ..sm90.resources import output_layouts, resources
+from ..gemm_resources import output_layouts
+from ..sm90.resources import resources
 from ..split_k import SplitKMode
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function

@@ -56,7 +56,15 @@ def test_source_hash_follows_imports_and_nothing_else(monkeypatch):
     monkeypatch.setattr(compiling, "_module_file", recording)
     cache_key(SMALL)
     source_hash.cache_clear()
-    needed = {"sm90.gemm", "sm90.resources", "tile_scheduler", "gemm_work", "work_stream", "gemm_epilogue_plan"}
+    needed = {
+        "sm90.gemm",
+        "sm90.resources",
+        "execution.warpgroups",
+        "tile_scheduler",
+        "gemm_work",
+        "work_stream",
+        "gemm_epilogue_plan",
+    }
     assert {f"quack.{name}" for name in needed} <= read
     assert not {name for name in read if name.startswith(("quack.runtime", "quack.gemm_interface", "quack.heuristics"))}
 

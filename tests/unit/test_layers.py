@@ -20,6 +20,7 @@ LAYERS = {
     "quack.gemm_work": 1,
     "quack.gemm_config": 1,
     "quack.gemm_port": 1,
+    "quack.gemm_resources": 1,
     "quack.split_k": 1,
     "quack.cute_dtype": 1,
     "quack.activation": 1,
@@ -46,6 +47,7 @@ LAYERS = {
     "quack.gemm_epilogue_plan": 3,
     "quack.symmetric_commit": 3,
     "quack.compose": 3,
+    "quack.execution": 3.5,  # above the plain modules of L3, below the arch kernels
     "quack.sm90": 4,
     "quack.sm100": 4,
     "quack.sm120": 4,
