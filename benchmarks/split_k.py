@@ -1,6 +1,7 @@
 """Split-K against cuBLAS: every mode, the numbers of parts that fill the device, and what `quack.gemm` chooses by itself.
 
 python benchmarks/split_k.py [--out FILE] [--rounds N] [--shapes MxNxK,...] [--rest SECONDS]
+python benchmarks/split_k.py --sweep 256x256x65536   # pinned configurations, best first; compiles 12 kernels
 """
 
 import argparse
@@ -14,6 +15,7 @@ import torch
 
 import quack
 from quack import SplitKMode
+from quack.gemm_config import GemmConfig
 
 import common
 from common import Recorder, Replay, Row
@@ -21,6 +23,44 @@ from common import Recorder, Replay, Row
 # Deep and small; memory-bound with few rows; a last wave that is partly empty.
 SHAPES = "256x256x65536,128x8192x8192,16x8192x8192,512x512x8192,4096x4096x1024,1536x1536x4096"
 PARTS = (2, 4, 8, 16, 33)
+# What one process can compile in minutes: SEPARATE has two kernels, the others one; the number of parts costs none. With 132
+# SMs in GPCs of 16 and 18, only 32 clusters of four are resident, so a 33rd part would start when the others end.
+SWEEP = (
+    (GemmConfig(128, 128, cluster_m=2, cluster_n=2), SplitKMode.SEPARATE, (16, 31, 32, 33)),
+    (GemmConfig(128, 128, pingpong=True, cluster_m=2, cluster_n=2), SplitKMode.SEPARATE, (16, 32, 33)),
+    (GemmConfig(128, 128, 128, cluster_m=2, cluster_n=2), SplitKMode.SEPARATE, (32,)),
+    (GemmConfig(128, 128, pingpong=True, cluster_m=2), SplitKMode.SEPARATE, (32, 33)),
+    (GemmConfig(128, 256, cluster_m=2), SplitKMode.SEPARATE, (33, 64, 66)),
+    (GemmConfig(128, 128, cluster_m=2, cluster_n=2), SplitKMode.PARALLEL, (16, 32)),
+    (GemmConfig(128, 128, cluster_m=2, cluster_n=2), SplitKMode.SERIAL, (8, 16, 32)),
+)
+
+
+def sweep(shape: tuple[int, int, int], timing: tuple[int, float]) -> list[Row]:
+    """One row for each of `SWEEP`, best first, and the heuristics' choice."""
+    m, n, k = shape
+    sets = range(common.cold_sets(2 * (m * k + k * n + m * n)))
+    As = [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _ in sets]
+    Ws = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in sets]
+    outs = [torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in sets]
+    variants = {"heuristic": Replay(lambda i: quack.gemm(As[i], Ws[i].mT, out=outs[i]), len(sets))}
+    for config, mode, parts in SWEEP:
+        for split_k in parts:
+            options = {"config": config, "split_k": split_k, "split_k_mode": mode}
+            replay = Replay(lambda i, o=options: quack.gemm_tuned.fn(As[i], Ws[i].mT, outs[i], **o), len(sets))
+            variants[f"{mode.value} {split_k} {config}"] = replay
+    us = common.interleave(
+        {"cublas": Replay(lambda i: torch.mm(As[i], Ws[i].mT, out=outs[i]), len(sets))} | variants, *timing
+    )
+    rows = []
+    for name in sorted(variants, key=us.__getitem__):
+        common.poison(outs)
+        variants[name].run()
+        error = common.relative_error(outs[0], lambda part: As[0][part].float() @ Ws[0].float().T)
+        text = "x".join(map(str, shape))
+        flops = 2.0 * m * n * k
+        rows.append(Row("split_sweep", text, "bf16", "tn", name, us[name], "torch.mm", us["cublas"], error, flops))
+    return rows
 
 
 def measure(shape: tuple[int, int, int], timing: tuple[int, float]) -> list[Row]:
@@ -60,6 +100,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", default=SHAPES)
+    parser.add_argument("--sweep", metavar="SHAPES", help="instead: the pinned configurations of SWEEP")
     parser.add_argument("--rest", type=float, default=0.0, help="seconds of idling before each timed replay")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -67,9 +108,10 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False  # the float32 reference
     recorder = Recorder(args.out or common.results_path("split_k"))
     recorder.header()
-    for text in args.shapes.split(","):
+    measured = sweep if args.sweep else measure
+    for text in (args.sweep or args.shapes).split(","):
         m, n, k = map(int, text.split("x"))
-        for row in measure((m, n, k), (args.rounds, args.rest)):
+        for row in measured((m, n, k), (args.rounds, args.rest)):
             recorder.add(row)
         torch.cuda.empty_cache()
     return 0 if recorder.summary() else 1

@@ -29,6 +29,7 @@ class Feature(enum.Enum):
     SYMMETRIC = ("a symmetric result", "gemm")
     PERMUTED = ("batch_idx_permute", "a call without batch_idx_permute")
     SPLIT_K = ("split-K", "split_k=1")
+    STREAM_K = ("stream-K", "split_k_mode=SplitKMode.SERIAL")
     PINGPONG = ("ping-pong", "pingpong=False")
     DYNAMIC = ("dynamic scheduling", "is_dynamic_persistent=False")
     TMA_GATHER = ("TMA gather4", "use_tma_gather=False")
@@ -89,7 +90,12 @@ class Execution:
         """Module with `resources` and `REGISTERS`."""
         return f"{self.package}.resources"
 
-    @property
+    @functools.cached_property
+    def lacking(self) -> frozenset[Feature]:
+        """Features of the seams that the kernel has not been tested with."""
+        return SEAMS - self.features
+
+    @functools.cached_property
     def clusters(self) -> tuple[tuple[int, int], ...]:
         """Every legal (cluster_m, cluster_n)."""
         sizes = self.cluster_sizes

@@ -43,6 +43,7 @@ from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
+_STREAM = SplitKMode.STREAM  # an attribute of an enum takes time
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
 _plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
@@ -81,7 +82,7 @@ def _launch(
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
-            split_k, None if split_k is None else split_k_mode,
+            split_k, split_k_mode if split_k is not None or split_k_mode is _STREAM else None,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
         prepare(
@@ -128,7 +129,7 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        request.plan, len(request.leading), tuple(term.signature() for term in terms),
+        request.plan, len(request.leading), tuple(term.signature() for term in terms), request.split_k, request.split_k_mode,
         None if request.A.is_cuda else emulation_key(),
     )  # fmt: skip
     plan = _plans.get(key)
@@ -369,7 +370,8 @@ def gemm(
     *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
     split_k: the sum over K of an output tile is made of so many parts, computed at the same time and put together as
     split_k_mode says (`SplitKMode`), where there are few tiles and much K. None has it chosen, always with a mode that gives
-    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made.
+    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made. With
+    split_k_mode=SplitKMode.STREAM leave it None: the work of a partly empty last wave is then shared out evenly.
     """
     check_split(split_k, split_k_mode)
     if concat_layout is not None:
@@ -577,7 +579,8 @@ class _Tuned:
     ) -> Any:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
 
-        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given, else as in `gemm`.
+        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given and
+        split_k_mode is not STREAM, else as in `gemm`.
         """
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -627,9 +630,9 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     base, swapped = (spec.on(device.arch) for spec in (base, swapped))
     whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
-    if split.splits == 1:
+    if not split.is_split:
         return whole
-    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  split_k={split.splits} {split.mode.name}\n{whole}"
+    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  {split.describe()}\n{whole}"
 
 
 def explain_config(A: torch.Tensor, B: torch.Tensor, fast_accum: bool = False) -> str:

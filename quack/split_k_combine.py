@@ -6,7 +6,7 @@ is 512 consecutive bytes. Warpgroups never need each other's rows, so each has a
 
 | mode | part s of S | semaphore |
 |---|---|---|
-| SERIAL | waits for s; adds the running sum to its own; stores it; sets s + 1 | turn |
+| SERIAL, STREAM | waits for s; adds the running sum to its own; stores it; sets s + 1 | turn |
 | PARALLEL | adds its own to the zeroed workspace by red; arrives | number of arrivals |
 | SEPARATE | stores its own in slot * S + s; a second launch adds up | - |
 
@@ -16,7 +16,7 @@ word (gpu scope); one thread acquires it, and its warpgroup meets before all its
 release by one thread are visible to whoever acquires: causality is transitive.
 
 Launches on one stream follow one another (griddepcontrol.wait comes before all of this), so the workspace is zero again for the
-next. Why waiting ends: see `split_works`.
+next. Why waiting ends: see `split_works` and `stream_works`.
 """
 
 from dataclasses import dataclass
@@ -129,9 +129,13 @@ class SerialCombine:
         if not is_last:
             tile.store(memory)
             sync_warpgroup(tile.warpgroup)
-        if tile.thread == 0:
+        if tile.thread == 0 and tile.work.split_count > 1:
             publish(tile.semaphore(), Int32(0) if is_last else split + 1)
         return is_last
+
+
+class StreamCombine(SerialCombine):
+    """Plan mixin: the same turnstile for works of `stream_works`. Whole tiles are the only part of theirs, and have no slot."""
 
 
 class ParallelCombine:

@@ -1,6 +1,7 @@
 """Whether to split K, into how many parts, and who adds them up: `model`, extended by what parts cost.
 
     time = waves of parts + fix-up, and for SEPARATE a second launch
+    STREAM: whole waves + the longest range of k tiles + one more work's start + fix-up
 
 A split must promise MIN_GAIN to be chosen. Only modes that give the same bits every time are.
 """
@@ -14,6 +15,7 @@ from ..gemm_port import present_ports
 from ..runtime.legality import PARTIALS, legality
 from ..runtime.spec import DENSE, GemmShape, GemmSpec
 from ..runtime.split_k import split_spec, sum_spec
+from ..runtime.stream_k import cluster_count, streamed_tiles
 from ..split_k import SplitKMode
 from . import model
 
@@ -22,16 +24,27 @@ MIN_GAIN = 0.9  # of the time without split-K
 
 
 class Choice(NamedTuple):
-    """spec: without split-K. splits: parts of every tile."""
+    """spec: without split-K. splits: parts of every tile, 1 for STREAM."""
 
     spec: GemmSpec
     splits: int = 1
     mode: SplitKMode = SplitKMode.SERIAL
     predicted_ns: float = 0.0
 
+    @property
+    def is_split(self) -> bool:
+        return self.splits > 1 or self.mode is SplitKMode.STREAM
 
-def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> Choice:
-    """The best predicted legal configuration, split or not; raises with the reason if none is legal."""
+    def describe(self) -> str:
+        """As a user would ask for it."""
+        return f"split_k={self.splits} {self.mode.name}" if self.splits > 1 else self.mode.name
+
+
+def choose(
+    base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None, is_drawn: bool = False
+) -> Choice:
+    """The best predicted legal configuration, split or not; raises with the reason if none is legal. is_drawn: works will be
+    drawn from a counter, which rules out STREAM."""
     ranked = model.candidates(base, shape, sms, swapped)
     whole = Choice(model.choose(base, shape, sms, swapped) if not ranked else ranked[0].spec)
     if base.adapter != DENSE or not ranked:
@@ -43,11 +56,16 @@ def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpe
     if best * MIN_GAIN < rates.launch_ns + max(rates.turn_ns, least_work):
         return whole  # nothing to gain: most calls end here
     found = min(
-        (choice for candidate in ranked for choice in splits_of(candidate.spec, candidate.shape, sms)),
+        (
+            choice
+            for candidate in ranked
+            for choice in splits_of(candidate.spec, candidate.shape, sms)
+            if not (is_drawn and choice.mode is SplitKMode.STREAM)
+        ),
         key=lambda choice: choice.predicted_ns,
         default=whole,
     )
-    return found if found.splits > 1 and found.predicted_ns < MIN_GAIN * best else whole
+    return found if found.is_split and found.predicted_ns < MIN_GAIN * best else whole
 
 
 def choose_for(
@@ -75,6 +93,8 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
             for mode in modes:
                 yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
+    if works % clusters and legality(split_spec(spec, SplitKMode.STREAM)).ok:
+        yield Choice(spec, 1, SplitKMode.STREAM, stream_ns(spec, shape, sms))
 
 
 def cluster_tiles(shape: GemmShape, config: GemmConfig) -> int:
@@ -85,6 +105,8 @@ def cluster_tiles(shape: GemmShape, config: GemmConfig) -> int:
 
 def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: SplitKMode) -> float:
     """Modelled run time of one call with this many parts. shape in kernel terms."""
+    if mode is SplitKMode.STREAM:
+        return stream_ns(spec, shape, sms)
     config, rates = spec.config, model.roofline_of(spec.arch)
     works, ctas = cluster_tiles(shape, config), config.cluster_m * config.cluster_n
     clusters = max(sms // ctas // splits * splits, 1)
@@ -101,6 +123,29 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: Sp
     elif model.hides_drain(spec):
         time += model.drain_ns(spec)
     return rates.launch_ns + 1.02 * time
+
+
+def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
+    """The same for STREAM: whole tiles, the longest range of k tiles and the fix-up. Every cluster cuts one tile more than it
+    would otherwise work on."""
+    config, rates = spec.config, model.roofline_of(spec.arch)
+    assert config.tile_k is not None
+    clusters, tiles = cluster_count(config, sms), cluster_tiles(shape, config)
+    k_tiles = math.ceil(shape.k / config.tile_k)
+    streamed = streamed_tiles(tiles, clusters)
+    share = math.ceil(streamed * k_tiles / clusters)
+    time = (tiles - streamed) // clusters * model.tile_ns(spec, shape.k) + model.tile_ns(spec, share * config.tile_k)
+    touched = math.ceil(share / max(k_tiles, 1)) + 1  # tiles of a range, the first part of the last is not drained
+    if not model.hides_drain(spec):
+        time += (touched - 1) * rates.tile_start_ns + max(touched - 2, 0) * model.drain_ns(spec)
+    # Each cluster stores the first part of a tile and loads that of another; ping-pong hides one of them behind a main loop.
+    pass_ns = 4 * config.cta_tile_m * config.tile_n / rates.partial_bytes_per_ns
+    time += pass_ns if model.hides_drain(spec) else 2 * pass_ns
+    # Parts in the middle, of tiles longer than a range, end at about the same time and so take turns.
+    middle = max(math.ceil(k_tiles / max(share, 1)) - 1, 0)
+    time += middle * (rates.turn_ns + 2 * pass_ns)
+    time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
+    return rates.launch_ns + 1.02 * (time + (model.drain_ns(spec) if model.hides_drain(spec) else 0.0))
 
 
 def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:

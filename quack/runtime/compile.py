@@ -63,8 +63,9 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         adapter = permuted(adapter)
     plan = resolve(spec.plan)
     if spec.combine is not None:
-        adapter = split(adapter) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
-        plan = combining(resolve(spec.combine), plan)
+        combine = resolve(spec.combine)
+        adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
+        plan = combining(combine, plan)
     kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None

@@ -26,7 +26,7 @@ from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
-from .split_k import COMBINE, SplitPlan, check_split
+from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
 Tensors = Sequence[torch.Tensor]
 Pointers = tuple[int, ...]
@@ -108,6 +108,8 @@ class GroupedLaunch:
 
     def __init__(self, spec: GemmSpec, device: Device, problems: list["Problem"], options: GroupedOptions):
         legality(spec).require()
+        if streams(options.split_k, options.split_k_mode):
+            legality(split_spec(spec, options.split_k_mode)).require()
         config = spec.config
         self.spec = spec
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
@@ -293,7 +295,8 @@ def choose(
     if options.config is not None:
         chosen = swapped if options.config.swap_ab else base
         return chosen.configured(options.config)
-    combine = COMBINE[options.split_k_mode] if (options.split_k or 1) > 1 else None  # asks more of a configuration
+    splits = (options.split_k or 1) > 1 or streams(options.split_k, options.split_k_mode)
+    combine = COMBINE[options.split_k_mode] if splits else None  # asks more of a configuration
     base, swapped = replace(base, combine=combine), replace(swapped, combine=combine)
     spec = replace(heuristics.choose_grouped(base, shapes, device.sms, swapped), combine=None)
     dynamic = options.dynamic

@@ -26,6 +26,7 @@ from .spec import (
     GROUPED,
     RAGGED_K,
     RAGGED_M,
+    STREAM_COMBINE,
     SYMMETRIC,
     VARLEN_K,
     VARLEN_M,
@@ -87,16 +88,20 @@ def legality(spec: GemmSpec) -> Legality:
 
 def _feature_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     """What this architecture's kernel has not been tested with."""
-    config = spec.config
+    lacking, config = arch.execution.lacking, spec.config
+    if not lacking:
+        return
     wanted = {
         FEATURES.get(spec.adapter): True,
         Feature.PERMUTED: spec.is_permuted,
         Feature.SPLIT_K: spec.combine is not None,
+        Feature.STREAM_K: spec.combine == STREAM_COMBINE,
         Feature.PINGPONG: config.pingpong,
         Feature.DYNAMIC: config.is_dynamic_persistent,
     }
     for feature, is_wanted in wanted.items():
-        if feature is not None and is_wanted and feature not in arch.execution.features:
+        if is_wanted and feature in lacking:
+            assert feature is not None
             yield Legality(f"{feature.label} has no kernel on {arch.name} yet", feature.alternative)
 
 
@@ -204,6 +209,17 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality(
             "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
         )
+    if spec.combine == STREAM_COMBINE:
+        if spec.adapter != DENSE:
+            yield Legality(
+                "SplitKMode.STREAM shares out the k tiles of equal problems, which ragged and grouped ones are not",
+                "SplitKMode.SERIAL with split_k=2",
+            )
+        if spec.config.is_dynamic_persistent:
+            yield Legality(
+                "SplitKMode.STREAM gives every cluster the same work: there is nothing to draw from a counter",
+                "is_dynamic_persistent=False",
+            )
     if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
         yield Legality(
             "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
@@ -240,7 +256,8 @@ def _kind(dtype: Dtype) -> str:
 
 def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch) -> Iterator[Legality]:
     a, b, execution = operands.a, operands.b, arch.execution
-    if missing := {a.dtype, b.dtype} - execution.inputs:
+    if not (a.dtype in execution.inputs and b.dtype in execution.inputs):
+        missing = {a.dtype, b.dtype} - execution.inputs
         kinds = " and ".join(sorted({_kind(d) + (" inputs (tf32)" if d is Dtype.FP32 else " inputs") for d in missing}))
         yield Legality(f"{kinds} have no kernel on {arch.name} yet", "A.bfloat16(), B.bfloat16()")
     elif not execution.may_mix(a.dtype, b.dtype):

@@ -17,6 +17,7 @@ GATHER_K = "quack.gather_adapter:GatherKAdapter"
 SYMMETRIC = "quack.symmetric_adapter:SymmetricAdapter"
 SYMMETRIC_COMMIT = "quack.symmetric_commit:SymmetricCommit"
 MIRROR = "quack.epilogue.mirror:Mirror"
+STREAM_COMBINE = "quack.split_k_combine:StreamCombine"
 USER_CODE = "user:"  # begins the names of classes that are known by their content, see `user_code`
 DEFAULT_COMMIT = "quack.gemm_epilogue_plan:DefaultCommit"
 RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)

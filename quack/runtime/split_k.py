@@ -12,13 +12,14 @@ from ..split_k import SplitKMode
 from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function
-from .spec import GemmShape, GemmSpec, UnsupportedGemm
+from .spec import STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
 
 _COMBINE = "quack.split_k_combine:"
 COMBINE = {
     SplitKMode.SERIAL: _COMBINE + "SerialCombine",
     SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
     SplitKMode.SEPARATE: _COMBINE + "StorePartials",
+    SplitKMode.STREAM: STREAM_COMBINE,
 }
 SUM_PARTIALS = _COMBINE + "SumPartials"
 PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
@@ -28,7 +29,7 @@ _memory: dict[tuple[int, int, str], torch.Tensor] = {}
 
 
 def check_split(split_k: object, mode: object) -> None:
-    """split_k: None or an int of at least 1."""
+    """split_k: None or an int of at least 1, with STREAM no more than 1."""
     if split_k is not None and type(split_k) is not int:
         raise TypeError(f"split_k is a {type(split_k).__name__}, expected an int, or None to have it chosen")
     if isinstance(split_k, int) and split_k < 1:
@@ -36,6 +37,15 @@ def check_split(split_k: object, mode: object) -> None:
     if not isinstance(mode, SplitKMode):
         names = ", ".join(str(m) for m in SplitKMode)
         raise TypeError(f"split_k_mode is {mode!r}, expected one of {names}")
+    if mode is SplitKMode.STREAM and isinstance(split_k, int) and split_k > 1:
+        raise ValueError(
+            f"split_k is {split_k} with SplitKMode.STREAM, which shares out the work of the last waves evenly, expected None"
+        )
+
+
+def streams(split_k: Optional[int], mode: SplitKMode) -> bool:
+    """Whether a call asks for stream-K."""
+    return split_k is None and mode is SplitKMode.STREAM
 
 
 def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
@@ -91,14 +101,16 @@ class SplitPlan:
     """The part of a prepared call that is about split-K.
 
     whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
-    holds: their waiting relies on it (`split_works`), and more parts would only add less each.
+    holds: their waiting relies on it (`split_works`), and more parts would only add less each. numbers: what the launch takes
+    before the memory.
     """
 
-    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "splits", "sum_up")
+    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "numbers", "sum_up")
 
     def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
         spec, config = split_spec(whole, mode), whole.config
-        self.splits, self.device, self.ctas = splits, device.ordinal, device.sms
+        self.numbers: tuple[int, ...] = (splits,)
+        self.device, self.ctas = device.ordinal, device.sms
         self.memory = split_memory(spec, works, splits)
         self.is_zeroed = mode is SplitKMode.PARALLEL
         self.function = get_function(spec, device.is_emulated)
@@ -117,7 +129,7 @@ class SplitPlan:
         # SEPARATE has none; under capture zeroed ones would cost a node of the graph.
         words, zeroed = (1, "unused") if self.sum_up is not None else (self.memory.semaphores, "semaphores")
         semaphores = memory_of_stream(self.device, zeroed, words, torch.int32)
-        split = (self.splits, workspace, semaphores)
+        split = (*self.numbers, workspace, semaphores)
         own = (*(arguments or ()), *split)
         if self.sum_up is None:
             self.function(*operands, own, ports, counter, self.clusters)

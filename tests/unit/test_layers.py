@@ -40,6 +40,7 @@ LAYERS = {
     "quack.problem_order": 2,
     "quack.symmetric_adapter": 2,
     "quack.split_works": 2,
+    "quack.stream_works": 2,
     "quack.split_pieces": 2,
     "quack.split_k_combine": 2,
     "quack.epilogue": 2,
