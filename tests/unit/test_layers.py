@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longest matching entry wins; an entry covers its submodules, except for the root package itself.
 LAYERS = {
     "quack.dsl": 0,
+    "quack.arch": 1,
     "quack.gemm_work": 1,
     "quack.gemm_config": 1,
     "quack.gemm_port": 1,
