@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Optional
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32
+from cutlass import Boolean, Int32
 from cutlass.cute.nvgpu import CopyUniversalOp, warp
 from cutlass.pipeline import PipelineState
 
@@ -126,13 +126,14 @@ class GemmSm120(WarpgroupGemm):
             self.load_k_block(team, slabs, 0, Int32(0), state.index)
         k_blocks = self.config.tile_k * self.a_dtype.width // (8 * MMA_K_BYTES)
         steps, k_block = k_tiles * (k_blocks // 2), Int32(0)
-        for step in cutlass.range(steps, unroll=1):  # NOTE: unrolled further, ptxas loads ever more k blocks ahead and spills
+        for step in cutlass.range(
+            steps, unroll=1
+        ):  # NOTE: unrolled further, ptxas loads ever more k blocks ahead and spills
             self.load_k_block(team, slabs, 1, k_block + 1, state.index)
             self.multiply_k_block(team, slabs, 0)
             k_block += 2
             if k_block == k_blocks:
-                cute.arch.sync_warp()  # all lanes have loaded their last fragments of the stage
-                cta.ab.consumer_release(state)
+                self.release_stage(cta, state)
                 state.advance()
                 k_block = Int32(0)
                 if step + 1 < steps:
@@ -152,6 +153,14 @@ class GemmSm120(WarpgroupGemm):
         for slab in cutlass.range_constexpr(slabs):
             cute.copy(a.copy, a.smem[None, slab, k_block, stage], a.target[None, slab, half])
         cute.copy(b.copy, b.smem[None, None, k_block, stage], b.target[None, None, half])
+
+    @cute.jit
+    def release_stage(self, cta: CtaContext, state: PipelineState):
+        """The warp has loaded its last fragments of the stage. Reads before the arrival are not ordered before TMA's next write,
+        which is of the async proxy, unless a fence says so."""
+        cute.arch.fence_proxy("async.shared", space="cta")
+        cute.arch.sync_warp()
+        cta.ab.consumer_release(state)
 
     @cute.jit
     def multiply_k_block(self, team: MmaTeam, slabs: cutlass.Constexpr[int], half: cutlass.Constexpr[int]):
