@@ -18,6 +18,7 @@ from .activation_rules import activation_refusals
 from .budget import budget_of
 from .sm90_rules import sm90_refusals
 from .sm100_rules import sm100_refusals
+from .sm120_rules import sm120_refusals
 from .spec import (
     DENSE,
     GATHER_K,
@@ -41,6 +42,7 @@ GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKin
 ARCH_RULES = {
     "quack.sm90": sm90_refusals,
     "quack.sm100": sm100_refusals,
+    "quack.sm120": sm120_refusals,
 }  # what only one kernel class refuses, by package
 FEATURES = {
     VARLEN_M: Feature.VARLEN_M,

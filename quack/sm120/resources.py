@@ -7,6 +7,7 @@ from ..gemm_resources import GemmResources, WarpgroupLimits, warpgroup_resources
 SMEM_CAPACITY = 101376  # bytes a CTA may use on sm_120 (99 KB)
 MMA_REGISTERS = {1: 240, 2: 232}
 PRODUCER_REGISTERS = {1: 56, 2: 40}
+MAIN_LOOP_REGISTERS = 16  # beside accumulators and fragments: 8 spill with 144 + 88, 16 do not with 104 + 112
 EPILOGUE_ROW_BYTES = 64  # of a staged subtile: half of what Hopper stages, so that operands keep two to five stages
 LIMITS = WarpgroupLimits(SMEM_CAPACITY, MMA_REGISTERS, PRODUCER_REGISTERS, EPILOGUE_ROW_BYTES)
 
@@ -18,6 +19,6 @@ def resources(
     return warpgroup_resources(LIMITS, operands, config, True, epilogue)
 
 
-def fragment_registers(operands: OperandSpecs, config: GemmConfig, budget: GemmResources) -> int:
+def fragment_registers(config: GemmConfig, budget: GemmResources) -> int:
     """Registers of a thread for what two k blocks hold of A (4 a slab) and of B (1 for 4 columns)."""
     return 2 * (4 * budget.slabs + config.tile_n // 4)
