@@ -105,21 +105,27 @@ def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
 
 def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> list[Candidate]:
     """Every legal configuration, best predicted first. `swapped` is `base` computing D^T = B^T A^T."""
-    tuning, found = tuning_of(base.arch), []
+    tuning, capability, found = tuning_of(base.arch), ARCHES[base.arch].capability[0], []
     for spec, extents in ((base, shape), (swapped, shape.swapped())):
         if spec is None:
             continue
-        for tile in tuning.tiles_of(spec):
-            for cluster in tuning.clusters_of(spec, extents.is_ragged_m):
-                plain = with_tile(spec, tile, cluster)
-                config = replace(
-                    plain.config,
+        tile_k = 128 // spec.operands.a.dtype.bytes
+        for tile_m, tile_n, pingpong in tuning.tiles_of(spec):
+            for cluster_m, cluster_n in tuning.clusters_of(spec, extents.is_ragged_m):
+                config = GemmConfig(
+                    tile_m,
+                    tile_n,
+                    tile_k,
+                    pingpong=pingpong,
+                    cluster_m=cluster_m,
+                    cluster_n=cluster_n,
                     swap_ab=spec is swapped,
-                    max_swizzle_size=swizzle_size(tuning, extents, plain.config),
+                    max_swizzle_size=swizzle_size(tuning, extents, tile_n * cluster_n),
                     raster=RasterOrder.ALONG_N if extents.is_ragged_m else RasterOrder.ALONG_M,
+                    device_capacity=capability,
                 )
                 candidate = replace(spec, config=config)
-                if legality(candidate).ok and _pays_off(config, extents):
+                if _pays_off(config, extents) and legality(candidate).ok:
                     found.append(Candidate(candidate, extents, predict_ns(candidate, extents, sms)))
     return sorted(found, key=lambda c: c.predicted_ns)
 
@@ -184,11 +190,11 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
     return rates.launch_ns + max(works / sms + 0.5 * longest, longest, moved / rates.hbm_bytes_per_ns)
 
 
-def swizzle_size(tuning: Tuning, shape: GemmShape, config: GemmConfig) -> int:
+def swizzle_size(tuning: Tuning, shape: GemmShape, cluster_tile_n: int) -> int:
     """Cluster tiles across one L2 strip; strips run along M, so they are cut along N."""
     if shape.is_ragged_m:
         return tuning.ragged_swizzle
-    return max(1, min(4, math.ceil(shape.n / (config.tile_n * config.cluster_n))))
+    return max(1, min(4, math.ceil(shape.n / cluster_tile_n)))
 
 
 def explain(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> str:

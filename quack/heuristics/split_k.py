@@ -136,16 +136,16 @@ def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     share = math.ceil(streamed * k_tiles / clusters)
     time = (tiles - streamed) // clusters * model.tile_ns(spec, shape.k) + model.tile_ns(spec, share * config.tile_k)
     touched = math.ceil(share / max(k_tiles, 1)) + 1  # tiles of a range, the first part of the last is not drained
-    if not config.pingpong:
+    if not model.hides_drain(spec):
         time += (touched - 1) * rates.tile_start_ns + max(touched - 2, 0) * model.drain_ns(spec)
     # Each cluster stores the first part of a tile and loads that of another; ping-pong hides one of them behind a main loop.
     pass_ns = 4 * config.cta_tile_m * config.tile_n / rates.partial_bytes_per_ns
-    time += pass_ns if config.pingpong else 2 * pass_ns
+    time += pass_ns if model.hides_drain(spec) else 2 * pass_ns
     # Parts in the middle, of tiles longer than a range, end at about the same time and so take turns.
     middle = max(math.ceil(k_tiles / max(share, 1)) - 1, 0)
     time += middle * (rates.turn_ns + 2 * pass_ns)
     time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
-    return rates.launch_ns + 1.02 * (time + (model.drain_ns(spec) if config.pingpong else 0.0))
+    return rates.launch_ns + 1.02 * (time + (model.drain_ns(spec) if model.hides_drain(spec) else 0.0))
 
 
 def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:

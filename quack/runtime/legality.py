@@ -18,6 +18,7 @@ from .activation_rules import activation_refusals
 from .budget import budget_of
 from .sm90_rules import sm90_refusals
 from .sm100_rules import sm100_refusals
+from .sm120_rules import sm120_refusals
 from .spec import (
     DENSE,
     GATHER_K,
@@ -39,10 +40,10 @@ from .symmetric_rules import symmetric_refusals
 GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
-TILE_K_BYTES = (128, 256)
 ARCH_RULES = {
     "quack.sm90": sm90_refusals,
     "quack.sm100": sm100_refusals,
+    "quack.sm120": sm120_refusals,
 }  # what only one kernel class refuses, by package
 FEATURES = {
     VARLEN_M: Feature.VARLEN_M,
@@ -81,6 +82,8 @@ def legality(spec: GemmSpec) -> Legality:
     if arch is None or not arch.has_kernel:
         built = ", ".join(arch.name for arch in ARCHES.values() if arch.has_kernel)
         return Legality(f"no kernel for {spec.arch} yet", f"a GPU of {built}")
+    if spec.target not in (None, *arch.execution.runs_on):
+        return Legality(f"the kernel for {spec.arch} does not run on {spec.target}", f"target={spec.arch}")
     for refusal in _refusals(spec, arch):
         return refusal
     return Legality()
@@ -88,16 +91,20 @@ def legality(spec: GemmSpec) -> Legality:
 
 def _feature_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     """What this architecture's kernel has not been tested with."""
-    config = spec.config
+    lacking, config = arch.execution.lacking, spec.config
+    if not lacking:
+        return
     wanted = {
         FEATURES.get(spec.adapter): True,
         Feature.PERMUTED: spec.is_permuted,
         Feature.SPLIT_K: spec.combine is not None,
+        Feature.STREAM_K: spec.combine == STREAM_COMBINE,
         Feature.PINGPONG: config.pingpong,
         Feature.DYNAMIC: config.is_dynamic_persistent,
     }
     for feature, is_wanted in wanted.items():
-        if feature is not None and is_wanted and feature not in arch.execution.features:
+        if is_wanted and feature in lacking:
+            assert feature is not None
             yield Legality(f"{feature.label} has no kernel on {arch.name} yet", feature.alternative)
 
 
@@ -252,7 +259,8 @@ def _kind(dtype: Dtype) -> str:
 
 def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch) -> Iterator[Legality]:
     a, b, execution = operands.a, operands.b, arch.execution
-    if missing := {a.dtype, b.dtype} - execution.inputs:
+    if not (a.dtype in execution.inputs and b.dtype in execution.inputs):
+        missing = {a.dtype, b.dtype} - execution.inputs
         kinds = " and ".join(sorted({_kind(d) + (" inputs (tf32)" if d is Dtype.FP32 else " inputs") for d in missing}))
         yield Legality(f"{kinds} have no kernel on {arch.name} yet", "A.bfloat16(), B.bfloat16()")
     elif not execution.may_mix(a.dtype, b.dtype):
@@ -282,9 +290,9 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> 
         yield Legality(f"tile_m={config.tile_m} is not one of {heights}", f"tile_m={_nearest(config.tile_m, heights)}")
     if config.tile_n % step or not step <= config.tile_n <= widest:
         yield Legality(f"tile_n={config.tile_n} is not a multiple of {step} in {step}..{widest}", "tile_n=128")
-    if tile_k * operands.a.dtype.bytes not in TILE_K_BYTES:
+    if tile_k * operands.a.dtype.bytes not in execution.tile_k_bytes:
         yield Legality(
-            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {TILE_K_BYTES}",
+            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {execution.tile_k_bytes}",
             f"tile_k={128 // operands.a.dtype.bytes}",
         )
     if config.pingpong and config.tile_m > 128:
