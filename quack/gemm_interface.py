@@ -18,9 +18,9 @@ import torch
 
 import quack
 
+from . import heuristics
 from .gemm_config import GemmConfig
 from .gemm_port import PortKind
-from .heuristics import sm90
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
@@ -617,7 +617,7 @@ def __getattr__(name: str) -> object:
 
 def default_config(device: torch.device) -> GemmConfig:
     """A configuration that is legal for plain 16-bit GEMMs on `device`."""
-    return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
+    return heuristics.default_config(device_of(torch.empty(0, device=device)).arch)
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:
@@ -627,8 +627,8 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
-    whole = sm90.explain(base, shape, device.sms, swapped)
+    base, swapped = (spec.on(device.arch) for spec in (base, swapped))
+    whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
     if not split.is_split:
         return whole

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from .. import emulator
+from ..arch import ARCH_OF_CAPABILITY
 from .spec import UnsupportedGemm
 
-ARCH_OF_CAPABILITY = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_103a", (12, 0): "sm_120a", (12, 1): "sm_121a"}
 EMULATED = -1  # ordinal; also what `Tensor.get_device` says of a CPU tensor
 
 

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Optional
 
+from ..arch import ARCHES
 from ..gemm_config import GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec
 
@@ -52,6 +53,17 @@ class GemmSpec:
     is_permuted: bool = False
     combine: Optional[str] = None
     pieces_of: Optional[GemmConfig] = None
+
+    def on(self, arch: str) -> "GemmSpec":
+        """The same GEMM for an architecture, without distinctions that make none there."""
+        is_precise = ARCHES[arch].execution.precise_fp8
+        return replace(self, arch=arch, fast_accum=self.fast_accum or is_precise)
+
+    def configured(self, config: GemmConfig) -> "GemmSpec":
+        """With this configuration, what it leaves open filled in. The arch must be known."""
+        if config.device_capacity is None:
+            config = replace(config, device_capacity=ARCHES[self.arch].capability[0])
+        return replace(self, config=config.with_tile_k(self.operands.a.dtype))
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""
