@@ -108,11 +108,7 @@ class PieceProblems(SplitProblems):
         tiles, config = self.pieces_of, self.config
         kind = PIECE_SCHEDULER[super(SplitProblems, self).scheduler_class(config)]
         scheduler = kind((tiles.cluster_m, tiles.cluster_n), tiles.max_swizzle_size, tiles.raster)
-<<<<<<< HEAD
-        scheduler.pieces = PieceGrid(tiles.tile_m // self.layout_class.slab_m, tiles.tile_n // config.tile_n)
-=======
-        scheduler.pieces = PieceGrid(tiles.cta_tile_m // SLAB_M, tiles.tile_n // config.tile_n)
->>>>>>> wt-arch
+        scheduler.pieces = PieceGrid(tiles.cta_tile_m // self.layout_class.slab_m, tiles.tile_n // config.tile_n)
         return scheduler
 
     def scheduler_arguments(self, params: Any, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
