@@ -187,10 +187,7 @@ def copy_to_stage(ctx: EpilogueContext, output: TileStore, fragment: cute.Tensor
     """Round to the output's dtype and write to its shared memory. All threads of the warpgroup."""
     values = cute.make_rmem_tensor(fragment.shape, output.dtype)
     values.store(fragment.load().to(output.dtype))
-    thread_copy = output.copy.get_slice(ctx.thread)
-    tRS_sD = thread_copy.partition_D(output.smem)  # (R2S, R2S_M, R2S_N, STAGE)
-    layout = cute.make_layout(cute.shape(thread_copy.partition_S(output.smem))[:3])
-    cute.copy(output.copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+    ctx.layout.write_stage(output.copy, values, output.smem, stage)
 
 
 @cute.jit
@@ -231,15 +228,13 @@ def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragme
 def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: PipelineState) -> cute.Tensor:
     """C from the shared-memory ring that the C load warp fills; the caller advances `state`."""
     io.c_pipeline.consumer_wait(state)
-    tSR_sC = io.copy_c.get_slice(ctx.thread).partition_D(io.sC)[None, None, None, state.index]
-    tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, io.sC.element_type)
-    cute.autovec_copy(tSR_sC, tSR_rC)
+    rC = ctx.layout.read_stage(io.copy_c, io.sC, state.index)
     # Reads before the arrival are not ordered before TMA's next write, which is of the async proxy, unless a fence says so.
     cute.arch.fence_proxy("async.shared", space="cta")
     cute.arch.sync_warp()
     io.c_pipeline.consumer_release(state)
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
-    flat = cute.make_tensor(tSR_rC.iterator, frag.acc.layout)
+    flat = cute.make_tensor(rC.iterator, frag.acc.layout)
     values.store(flat.load().to(Float32))
     return values
 

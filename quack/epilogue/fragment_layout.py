@@ -13,7 +13,7 @@ subtile, `base` the first's v. Mixins never see any of this: they ask `EpilogueC
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32
@@ -113,12 +113,20 @@ class FragmentLayout(ABC):
     # ---- transport ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def store_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
-        """Registers, of the operand's dtype in fragment order, -> shared memory (slab_m, columns) of that operand."""
+    def store_copy(self, spec: OperandSpec, columns: int) -> Any:
+        """What `write_stage` needs to know, once a tile, about an output with subtiles of (slab_m, columns)."""
 
     @abstractmethod
-    def load_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
-        """Whose `partition_D` of shared memory (slab_m, columns) is this thread's elements in fragment order."""
+    def write_stage(self, copy: Any, values: cute.Tensor, smem: cute.Tensor, stage: Int32) -> None:
+        """A fragment of the output's dtype -> smem[:, :, stage], (slab_m, columns) in the layout that TMA takes."""
+
+    @abstractmethod
+    def load_copy(self, spec: OperandSpec, columns: int) -> Any:
+        """As `store_copy`, for `read_stage`."""
+
+    @abstractmethod
+    def read_stage(self, copy: Any, smem: cute.Tensor, stage: Int32) -> cute.Tensor:
+        """smem[:, :, stage] -> a fragment of its dtype; the inverse of `write_stage`."""
 
 
 class Exchange(NamedTuple):
