@@ -10,12 +10,12 @@ PAIR_STEP = 32  # columns of a pair's tile are a multiple of it
 DEFAULT_PAIR = GemmConfig(256, 128, cluster_m=2, device_capacity=10)
 
 
-def for_sm100(config: Optional[GemmConfig], pairs: bool) -> Optional[GemmConfig]:
+def for_sm100(config: Optional[GemmConfig], pairs: bool, columns: Optional[int] = None) -> Optional[GemmConfig]:
     """tile_n, schedule, order of A and B and cluster_n stay; tiles of one CTA have 128 rows, those of pairs 256. None leaves the
-    choice to the heuristics, but for pairs."""
+    choice to the heuristics, but for pairs. columns: another tile_n."""
     if config is None:
         return DEFAULT_PAIR if pairs else None
-    tile_n, cluster_m = config.tile_n, config.cluster_m
+    tile_n, cluster_m = columns or config.tile_n, config.cluster_m
     if pairs:
         tile_n, cluster_m = -(-tile_n // PAIR_STEP) * PAIR_STEP, max(2, cluster_m)
     return replace(
@@ -23,8 +23,8 @@ def for_sm100(config: Optional[GemmConfig], pairs: bool) -> Optional[GemmConfig]
     )
 
 
-def on_sm100(case: Any, pairs: bool) -> Any:
+def on_sm100(case: Any, pairs: bool, columns: Optional[int] = None) -> Any:
     """A case of any list, with its configuration replaced."""
     if dataclasses.is_dataclass(getattr(case, "case", None)):
-        return replace(case, case=on_sm100(case.case, pairs))
-    return replace(case, config=for_sm100(case.config, pairs))
+        return replace(case, case=on_sm100(case.case, pairs, columns))
+    return replace(case, config=for_sm100(case.config, pairs, columns))

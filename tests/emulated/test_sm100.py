@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -49,9 +49,9 @@ def emulated(schedule: str = "latest", checks: tuple[str, ...] = ("all",)):
     return quack.emulator.use("sm100", schedule=schedule, checks=checks, sms=SMS)
 
 
-def on_both(cases: Sequence[Any]) -> list[Any]:
-    """Every case with tiles of one CTA, and with those of pairs."""
-    return [on_sm100(case, pairs) for pairs in (False, True) for case in cases]
+def on_both(cases: Sequence[Any], columns: Optional[int] = None) -> list[Any]:
+    """Every case with tiles of one CTA, and with those of pairs; columns: of all of them."""
+    return [on_sm100(case, pairs, columns) for pairs in (False, True) for case in cases]
 
 
 def dense() -> Iterator[Case]:
@@ -112,7 +112,7 @@ def test_grouped(case: grouped_cases.GroupedCase):
 
 
 @pytest.mark.one_in(9)
-@pytest.mark.parametrize("case", on_both(list(symmetric_cases.cases())), ids=str)
+@pytest.mark.parametrize("case", on_both(list(symmetric_cases.cases()), 128), ids=str)
 def test_symmetric(case: symmetric_cases.SymmetricCase):
     with emulated():
         symmetric_cases.run_and_verify(case, "cpu")
