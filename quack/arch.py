@@ -193,7 +193,7 @@ TCGEN05 = Execution(
     precise_fp8=True,
     has_clc=True,
     has_tma_gather=True,
-    features=SEAMS - {Feature.PINGPONG},
+    features=SEAMS - {Feature.PINGPONG} | {Feature.TMA_GATHER},
 )
 WARP_MMA = Execution(
     package="quack.sm120",

@@ -51,7 +51,7 @@ class ProducerRoles(GatherRoles):
     def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
         """The producing warps, 0 to 3."""
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        if cutlass.const_expr(self.gathers_a and self.multiplies):
+        if cutlass.const_expr(self.copies_a and self.multiplies):
             if warp == LOAD_WARP or warp == GATHER_WARP:
                 self.gather_operands(cta, warp == LOAD_WARP)
         elif cutlass.const_expr(self.multiplies):

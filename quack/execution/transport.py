@@ -52,6 +52,11 @@ class OperandTransport(GemmBase):
         )
 
     @property
+    def copies_a(self) -> bool:
+        """Whether threads copy A, for want of a TMA that picks lines."""
+        return self.gathers_a and not self.config.use_tma_gather
+
+    @property
     def b_rows(self) -> int:
         """Rows of B that one CTA keeps."""
         return self.config.tile_n // self.mma_ctas
@@ -77,13 +82,18 @@ class OperandTransport(GemmBase):
         store = cpasync.CopyBulkTensorTileS2GOp()
         return TmaOperand(*cpasync.make_tiled_tma_atom(store, described, layout, self.subtile_of(spec)))
 
+    def make_gathered(self, mA: cute.Tensor) -> TmaOperand:
+        """A whose lines are picked by index: threads copy them from plain memory."""
+        return TmaOperand(None, mA)
+
     def make_operands(self, mA, mB, mC, mD, tiles: dict[PortKind, list]) -> Operands:
         """TMA atoms for everything that TMA can address."""
         tile_m, _, tile_k = self.tile_mnk
         cluster_n, b_ctas = self.config.cluster_n, self.config.cluster_m // self.mma_ctas
         tA, tB = self.tma_tensor(Operand.A, mA), self.tma_tensor(Operand.B, mB)
-        a = TmaOperand(None, mA)
-        if not self.gathers_a:
+        if self.gathers_a:
+            a = self.make_gathered(mA)
+        else:
             a = make_load_operand(self.load_op(cluster_n), tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
         b = make_load_operand(self.load_op(b_ctas), tB, self.smem_layout_b(), (self.b_rows, tile_k), b_ctas)
         c = None
@@ -127,13 +137,13 @@ class OperandTransport(GemmBase):
     def stage_bytes(self) -> int:
         """That TMA puts into one stage of A and B, for all CTAs of an MMA."""
         tile_m, _, tile_k = self.tile_mnk
-        a_bytes = 0 if self.gathers_a else tile_m * self.a_dtype.width // 8
+        a_bytes = 0 if self.copies_a else tile_m * self.a_dtype.width // 8
         return self.mma_ctas * tile_k * (a_bytes + self.b_rows * self.b_dtype.width // 8)
 
     @property
     def copying_warps(self) -> int:
         """That signal a stage of A besides TMA, in all CTAs of an MMA."""
-        return GATHER_WARPS * self.mma_ctas if self.gathers_a else 0
+        return GATHER_WARPS * self.mma_ctas if self.copies_a else 0
 
     def make_ab_pipeline(self, barriers) -> PipelineAsync:
         """A/B ring (multicast over the cluster)."""
@@ -167,7 +177,7 @@ class OperandTransport(GemmBase):
     @property
     def reading_warps(self) -> int:
         """Warps of a CTA that follow the stream of works."""
-        loaders = (2 if self.gathers_a else 1) if self.multiplies else 0
+        loaders = (2 if self.copies_a else 1) if self.multiplies else 0
         return loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
 
     def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):

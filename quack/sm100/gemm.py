@@ -79,6 +79,7 @@ from ..gemm_problem_adapter import NO_PROBLEM
 from ..gemm_work import WorkDesc
 from .resources import ACC_STAGES, CTA_M, resources
 from .tensor_memory import TmemAccumulators
+from .tma_gather import TmaGatherRole
 
 FIRST_DRAIN_WARP, MMA_WARP = 4, 8
 
@@ -109,7 +110,7 @@ class MultiplyState(NamedTuple):
     acc: PipelineState
 
 
-class GemmSm100(DrainRole, ProducerRoles):
+class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
     """Execution on sm_100a and sm_103a. Operands come from the adapter mixin, the commit from the plan mixin (see `compose`)."""
 
     budget = staticmethod(resources)

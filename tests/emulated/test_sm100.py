@@ -102,6 +102,17 @@ def test_ragged(case: ragged_cases.RaggedCase):
     ragged_cases.verify(t)
 
 
+@pytest.mark.one_in(11)
+@pytest.mark.parametrize("case", on_both(ragged_cases.gathered_cases()), ids=str)
+def test_gather4(case: ragged_cases.RaggedCase):
+    """TMA picks the lines of A that threads would copy."""
+    case = replace(case, config=replace(case.config or ONE, use_tma_gather=True))
+    t = ragged_cases.RaggedOperands(case, "cpu")
+    with emulated():
+        ragged_cases.run(t)
+    ragged_cases.verify(t)
+
+
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", on_both(grouped_cases.cases()), ids=str)
 def test_grouped(case: grouped_cases.GroupedCase):
