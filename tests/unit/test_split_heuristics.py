@@ -44,7 +44,7 @@ def test_mostly_empty_last_waves_are_streamed(shape):
     assert choice.mode is SplitKMode.STREAM and choice.is_split and choice.describe() == "STREAM"
     assert legality(split_spec(choice.spec, choice.mode)).ok and not choice.spec.config.is_dynamic_persistent
     base = GemmSpec("sm_90a", operands(), GemmConfig())
-    whole = sm90.candidates(base, GemmShape(*shape), SMS, _swap(base))[0]
+    whole = heuristics.candidates(base, GemmShape(*shape), SMS, _swap(base))[0]
     assert choice.predicted_ns < split_k.MIN_GAIN * whole.predicted_ns
     # Whole waves of the same tiles gain nothing, and works that are drawn cannot be streamed.
     drawn = split_k.choose(base, GemmShape(*shape), SMS, _swap(base), is_drawn=True)
