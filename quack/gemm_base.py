@@ -65,7 +65,7 @@ class GemmBase:
     @property
     def tile_mnk(self) -> tuple[int, int, int]:
         """CTA tile in elements."""
-        return (self.config.tile_m, self.config.tile_n, self.config.tile_k)
+        return (self.config.cta_tile_m, self.config.tile_n, self.config.tile_k)
 
     @property
     def cluster_mn(self) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class GemmBase:
         mC = kernel_modes(c, self.specs.c)
         mD = kernel_modes(d, self.specs.d)
         problem = self.make_params(mA, mB, mD, problem_arguments)
-        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.tile_m, self.config.tile_n)
+        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.cta_tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         tiles, other_arguments = self.split_arguments(epilogue_arguments)
         operands = self.make_operands(mA, mB, mC, mD, tiles)

@@ -197,8 +197,8 @@ class SumPartials:
         """All threads of an MMA warpgroup: fills the accumulators. The work is a piece of one slab, see `split_pieces`."""
         tiles, sharing, slab_m = self.pieces_of, self.sharing_of(self.pieces_of), self.layout_class.slab_m
         columns, tile_columns = (self.layout_class.registers(n) // VECTOR for n in (self.config.tile_n, tiles.tile_n))
-        of_warpgroup = tiles.tile_m // slab_m // sharing * tile_columns
-        slab = tile.work.tile_m % (tiles.tile_m // slab_m)
+        of_warpgroup = tiles.cta_tile_m // slab_m // sharing * tile_columns
+        slab = tile.work.tile_m % (tiles.cta_tile_m // slab_m)
         column = tile.work.tile_n % (tiles.tile_n // self.config.tile_n) * columns
         slot = Int64(tile.work.slot) * tile.work.split_count
         vector = (slot * sharing + slab % sharing) * of_warpgroup + slab // sharing * tile_columns + column

@@ -108,8 +108,8 @@ class PieceProblems(SplitProblems):
         tiles, config = self.pieces_of, self.config
         kind = PIECE_SCHEDULER[super(SplitProblems, self).scheduler_class(config)]
         scheduler = kind((tiles.cluster_m, tiles.cluster_n), tiles.max_swizzle_size, tiles.raster)
-        scheduler.pieces = PieceGrid(tiles.tile_m // self.layout_class.slab_m, tiles.tile_n // config.tile_n)
+        scheduler.pieces = PieceGrid(tiles.cta_tile_m // self.layout_class.slab_m, tiles.tile_n // config.tile_n)
         return scheduler
 
     def scheduler_arguments(self, params: Any, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
-        return super().scheduler_arguments(params, arguments, self.pieces_of.tile_m, self.pieces_of.tile_n)
+        return super().scheduler_arguments(params, arguments, self.pieces_of.cta_tile_m, self.pieces_of.tile_n)

@@ -319,7 +319,7 @@ class EpilogueContext:
         if port.kind is PortKind.ROW_VECTOR:
             self.fill_scratch(port.value, port.scratch, Int32(0), self.col, self.cols, self.config.tile_n)
         elif port.kind is PortKind.COL_VECTOR:
-            self.fill_scratch(port.value, port.scratch, self.first_row, self.row, self.rows, self.config.tile_m)
+            self.fill_scratch(port.value, port.scratch, self.first_row, self.row, self.rows, self.config.cta_tile_m)
 
     @cute.jit
     def fill_scratch(

@@ -152,7 +152,7 @@ def _allocate(
     else:
         config = spec.config
         shares = 1 if config.pingpong else mma_warpgroups(config)
-        extents = (-(-shape.m // config.tile_m) * shares, shape.n)
+        extents = (-(-shape.m // config.cta_tile_m) * shares, shape.n)
     return torch.empty((*((shape.batch,) if is_batched else ()), *extents), dtype=torch.float32, device=device)
 
 

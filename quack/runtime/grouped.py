@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 import torch
 
+from .. import heuristics
 from ..gemm_config import TMA_ALIGN_BYTES, GemmConfig, OperandSpec
 from ..gemm_port import GROUPED_WORDS, EpilogueOpSpec, PortKind, PortSource, present_ports
-from ..heuristics import sm90 as heuristics
 from ..split_k import SplitKMode
 from .device import EMULATED, Device, device_of, is_capturing, raw_stream, reachable, tile_counter
 from .dispatch import get_function
@@ -276,10 +276,10 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
     device = device_of(tensors.A[0]) if tensors.A else None
     for base, members in classes.items():
         assert device is not None
-        swapped = replace(members[0][1], arch=device.arch)
+        swapped = members[0][1].on(device.arch, device.target)
         problems = [problem for problem, _ in members]
         try:
-            spec = choose(replace(base, arch=device.arch), swapped, [p.shape for p in problems], options, device)
+            spec = choose(base.on(device.arch, device.target), swapped, [p.shape for p in problems], options, device)
             if spec.config.swap_ab:
                 problems = [replace(p, shape=p.shape.swapped()) for p in problems]
             launches.append(GroupedLaunch(spec, device, problems, options))
@@ -294,7 +294,7 @@ def choose(
     """The pinned configuration, or the best predicted one."""
     if options.config is not None:
         chosen = swapped if options.config.swap_ab else base
-        return replace(chosen, config=options.config.with_tile_k(chosen.operands.a.dtype))
+        return chosen.configured(options.config)
     splits = (options.split_k or 1) > 1 or streams(options.split_k, options.split_k_mode)
     combine = COMBINE[options.split_k_mode] if splits else None  # asks more of a configuration
     base, swapped = replace(base, combine=combine), replace(swapped, combine=combine)
@@ -388,7 +388,7 @@ def _pitch(spec: OperandSpec, shape: tuple[int, ...], strides: tuple[int, ...]) 
 
 def _works(shape: GemmShape, config: GemmConfig) -> int:
     """Cluster tiles."""
-    return -(-shape.m // (config.tile_m * config.cluster_m)) * -(-shape.n // (config.tile_n * config.cluster_n))
+    return -(-shape.m // (config.cta_tile_m * config.cluster_m)) * -(-shape.n // (config.tile_n * config.cluster_n))
 
 
 def _aligned_rows(rows: int, device: torch.device) -> torch.Tensor:

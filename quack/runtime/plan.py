@@ -9,9 +9,9 @@ from typing import Any, Optional, Union
 
 import torch
 
+from .. import heuristics
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind
-from ..heuristics import sm90 as heuristics
 from ..heuristics import split_k as split_heuristics
 from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
@@ -232,9 +232,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     if 0 in (shape.m, shape.n, shape.batch):
         return EmptyPlan(request)
     device = device_of(request.A)
-    base = replace(base, arch=device.arch)
+    base = base.on(device.arch, device.target)
     if swapped is not None:
-        swapped = replace(swapped, arch=device.arch)
+        swapped = swapped.on(device.arch, device.target)
     splits, mode = request.split_k or 1, request.split_k_mode
     is_streamed = streams(request.split_k, mode)
     if request.config is None:
@@ -253,7 +253,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
                 "the epilogue or commit policy has no form for D^T, which swap_ab computes", "swap_ab=False"
             )
         chosen = swapped if request.config.swap_ab and swapped is not None else base
-        spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
+        spec = chosen.configured(request.config)
     config = spec.config
     if is_streamed:
         legality(split_spec(spec, mode)).require()  # before its sizes are used

@@ -8,8 +8,8 @@ import torch
 
 from ..gemm_config import GemmConfig
 from ..gemm_resources import output_layouts
-from ..sm90.resources import resources
 from ..split_k import SplitKMode
+from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function
 from .spec import STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
@@ -58,11 +58,13 @@ def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
 def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     """The second launch of SEPARATE: the widest pieces of which there are enough for the device. works: as in `split_memory`."""
     tiles = whole.config
-    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.tile_m // 64
+    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // 64
     is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
     widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
-    config = GemmConfig(64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab)
+    config = GemmConfig(
+        64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
+    )
     return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 
 
@@ -75,7 +77,7 @@ class SplitMemory(NamedTuple):
 
 def cluster_tiles(shape: GemmShape, config: GemmConfig, total_m: Optional[int] = None) -> int:
     """Works of a launch without split-K, at most. total_m: all rows, where groups share them."""
-    tile_m, tile_n = config.tile_m * config.cluster_m, config.tile_n * config.cluster_n
+    tile_m, tile_n = config.cta_tile_m * config.cluster_m, config.tile_n * config.cluster_n
     tiles_n = -(-shape.n // tile_n)
     if total_m is not None:  # as in VarlenScheduler.make_params
         return (total_m // tile_m + min(shape.batch, total_m)) * tiles_n
@@ -87,12 +89,12 @@ def split_memory(spec: GemmSpec, works: int, splits: int) -> SplitMemory:
     config = spec.config
     slots = works * config.cluster_m * config.cluster_n
     partials = splits if spec.combine == COMBINE[SplitKMode.SEPARATE] else 1
-    words = slots * partials * config.tile_m * config.tile_n
+    words = slots * partials * config.cta_tile_m * config.tile_n
     if max(words, works * splits) > MAX_WORDS:
         raise UnsupportedGemm(
             f"split_k={splits} needs a workspace of {words * 4 >> 30} GiB for {slots} tiles, limit 8 GiB", "split_k=1"
         )
-    return SplitMemory(words, slots * resources(spec.operands, config, spec.fast_accum).mma_warpgroups)
+    return SplitMemory(words, slots * budget_of(replace(spec, epilogue=())).mma_warpgroups)
 
 
 class SplitPlan:

@@ -1,8 +1,10 @@
 """Stream-K on the host: how many tiles are streamed, and the memory where their parts meet (`stream_works`)."""
 
+from dataclasses import replace
+
 from ..gemm_config import GemmConfig
-from ..sm90.resources import resources
 from ..split_k import SplitKMode
+from .budget import budget_of
 from .device import Device
 from .dispatch import get_function
 from .spec import GemmSpec, UnsupportedGemm
@@ -30,8 +32,8 @@ def stream_memory(spec: GemmSpec, clusters: int) -> SplitMemory:
     """A slot for the one tile whose first part ends a cluster's range; at most a padded tile for each SM."""
     config = spec.config
     slots = clusters * config.cluster_m * config.cluster_n
-    words = slots * config.tile_m * config.tile_n
-    return SplitMemory(words, slots * resources(spec.operands, config, spec.fast_accum).mma_warpgroups)
+    words = slots * config.cta_tile_m * config.tile_n
+    return SplitMemory(words, slots * budget_of(replace(spec, epilogue=())).mma_warpgroups)
 
 
 class StreamPlan(SplitPlan):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import quack
+from quack import heuristics
 from quack.gemm_config import Dtype, GemmConfig
-from quack.heuristics import sm90, split_k
+from quack.heuristics import split_k
 from quack.runtime.legality import legality
 from quack.runtime.plan import _swap
 from quack.runtime.spec import GROUPED, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
@@ -30,7 +31,7 @@ def choose(m: int, n: int, k: int, dtype: Dtype = Dtype.BF16, batch: int = 1) ->
 def test_few_tiles_and_much_k_are_split(shape, dtype):
     choice = choose(*shape, dtype)
     assert choice.splits > 1 and choice.mode.is_deterministic
-    whole = sm90.candidates(replace(choice.spec), GemmShape(*shape), SMS)[0]
+    whole = heuristics.candidates(replace(choice.spec), GemmShape(*shape), SMS)[0]
     assert choice.predicted_ns < split_k.MIN_GAIN * whole.predicted_ns
     clusters = SMS // (choice.spec.config.cluster_m * choice.spec.config.cluster_n)
     assert choice.splits <= clusters
@@ -43,7 +44,7 @@ def test_mostly_empty_last_waves_are_streamed(shape):
     assert choice.mode is SplitKMode.STREAM and choice.is_split and choice.describe() == "STREAM"
     assert legality(split_spec(choice.spec, choice.mode)).ok and not choice.spec.config.is_dynamic_persistent
     base = GemmSpec("sm_90a", operands(), GemmConfig())
-    whole = sm90.candidates(base, GemmShape(*shape), SMS, _swap(base))[0]
+    whole = heuristics.candidates(base, GemmShape(*shape), SMS, _swap(base))[0]
     assert choice.predicted_ns < split_k.MIN_GAIN * whole.predicted_ns
     # Whole waves of the same tiles gain nothing, and works that are drawn cannot be streamed.
     drawn = split_k.choose(base, GemmShape(*shape), SMS, _swap(base), is_drawn=True)
@@ -64,7 +65,9 @@ def test_the_choice_without_a_split_is_that_of_before():
     base = GemmSpec("sm_90a", operands(), GemmConfig())
     for m, n, k in ((8192, 8192, 8192), (128, 8192, 8192), (300, 700, 300)):
         choice = choose(m, n, k)
-        assert choice.spec == sm90.choose(base, GemmShape(m, n, k), SMS, _swap(base)) and choice.spec.combine is None
+        assert (
+            choice.spec == heuristics.choose(base, GemmShape(m, n, k), SMS, _swap(base)) and choice.spec.combine is None
+        )
 
 
 def test_more_work_takes_longer():
