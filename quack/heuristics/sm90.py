@@ -69,6 +69,9 @@ MEASURED_TUNING = Tuning(
     gather_clusters=((1, 1),),  # sharing B made copying threads wait for each other: slower at every size tried
     symmetric_tiles=((128, True), (64, True), (128, False)),
     smallest=(64, 64, True),
+    # Deep products read every element once then. 256 x 256 x 65536, 24 clusters of the 33 that SMs would do for: 25.0 us; 28
+    # and more were no faster (and not all resident at once: they live within a GPC), and parts cost the second launch.
+    split_fours=0.75,
     ragged_cooperative=1.06,  # measured: how much longer cooperative tiles take than their dense efficiency says
     ragged_wide=1.02,  # the same for tiles of more than 128 columns: the power limit hits them harder
     grouped_swap=1.6,  # how much longer 64 problems of 64 to 4096 took as D^T; not understood, see docs/measured_facts.md

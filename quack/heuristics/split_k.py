@@ -8,6 +8,7 @@ A split must promise MIN_GAIN to be chosen. Only modes that give the same bits e
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple, Optional
 
 from ..gemm_config import GemmConfig
@@ -58,7 +59,7 @@ def choose(
     found = min(
         (
             choice
-            for candidate in ranked
+            for candidate in (*ranked, *fours(ranked, sms))
             for choice in splits_of(candidate.spec, candidate.shape, sms)
             if not (is_drawn and choice.mode is SplitKMode.STREAM)
         ),
@@ -72,17 +73,38 @@ def choose_for(
     base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec], splits: int, mode: SplitKMode
 ) -> GemmSpec:
     """The best predicted legal configuration for a number of parts and a mode that are given."""
-    ranked = [c for c in model.candidates(base, shape, sms, swapped) if legality(split_spec(c.spec, mode)).ok]
+    ranked = model.candidates(base, shape, sms, swapped)
+    ranked = [c for c in (*ranked, *fours(ranked, sms)) if legality(split_spec(c.spec, mode)).ok]
     if not ranked:
         return model.choose(base, shape, sms, swapped)
-    fits = [c for c in ranked if splits <= sms // (c.spec.config.cluster_m * c.spec.config.cluster_n)]
+    fits = [c for c in ranked if splits <= resident(c.spec, sms)]
     return min(fits or ranked, key=lambda c: predict_ns(c.spec, c.shape, sms, splits, mode)).spec
+
+
+def fours(ranked: list[model.Candidate], sms: int) -> Iterator[model.Candidate]:
+    """The candidates with clusters of 2 x 1 as such of 2 x 2, where a split may fill the device with them: each operand is then
+    read from the L2 half as often."""
+    for candidate in ranked:
+        config, shape = candidate.spec.config, candidate.shape
+        if (config.cluster_m, config.cluster_n) != (2, 1) or shape.n <= config.tile_n:
+            continue
+        spec = replace(candidate.spec, config=replace(config, cluster_n=2))
+        if model.tuning_of(spec.arch).split_fours and 2 * cluster_tiles(shape, spec.config) <= resident(spec, sms):
+            if legality(spec).ok:
+                yield replace(candidate, spec=spec)
+
+
+def resident(spec: GemmSpec, sms: int) -> int:
+    """Clusters that a split fills the device with."""
+    ctas = spec.config.cluster_m * spec.config.cluster_n
+    share = model.tuning_of(spec.arch).split_fours if ctas == 4 else 0.0
+    return int(sms * (share or 1.0)) // ctas
 
 
 def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
     """What is worth trying with one configuration: a few parts, or as many as fill the device once or twice."""
     works, config = cluster_tiles(shape, spec.config), spec.config
-    clusters = sms // (config.cluster_m * config.cluster_n)
+    clusters = resident(spec, sms)
     assert config.tile_k is not None
     k_tiles = math.ceil(shape.k / config.tile_k)
     modes = [m for m in (SplitKMode.SERIAL, SplitKMode.SEPARATE) if legality(split_spec(spec, m)).ok]
@@ -93,7 +115,7 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
             for mode in modes:
                 yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
-    if works % clusters and legality(split_spec(spec, SplitKMode.STREAM)).ok:
+    if works % clusters and clusters == cluster_count(config, sms) and legality(split_spec(spec, SplitKMode.STREAM)).ok:
         yield Choice(spec, 1, SplitKMode.STREAM, stream_ns(spec, shape, sms))
 
 
@@ -109,15 +131,20 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: Sp
         return stream_ns(spec, shape, sms)
     config, rates = spec.config, model.roofline_of(spec.arch)
     works, ctas = cluster_tiles(shape, config), config.cluster_m * config.cluster_n
-    clusters = max(sms // ctas // splits * splits, 1)
+    clusters = max(resident(spec, sms) // splits * splits, 1)
     waves = math.ceil(works * splits / clusters)
     part = model.tile_ns(spec, math.ceil(shape.k / splits))
+    if mode is SplitKMode.SEPARATE and not model.hides_drain(spec):
+        part -= model.drain_ns(spec)  # partial sums are stored instead, see below
     partial_bytes = 4 * config.cta_tile_m * config.tile_n
     pass_ns = partial_bytes / rates.partial_bytes_per_ns
     # Parts of a tile end at about the same time, so all but the first wait for their turn.
     fix_up = pass_ns + (splits - 1) * (rates.turn_ns + 2 * pass_ns) if mode is SplitKMode.SERIAL else pass_ns
     time = waves * (part + fix_up)
     time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
+    # All SMs read at the same time, from tiles that meet only once in the L2.
+    lines = config.cta_tile_m / config.cluster_n + config.tile_n / config.cluster_m
+    time = max(time, works * ctas * lines * shape.k * spec.operands.a.dtype.bytes / rates.l2_total_bytes_per_ns)
     if mode is SplitKMode.SEPARATE:
         time += rates.second_launch_ns + sum_ns(spec, works, sms, splits)
     elif model.hides_drain(spec):

@@ -64,6 +64,7 @@ class Tuning:
     dense_only: of these the ones for dense operands of 16 bits only.
     smallest: the tile that is asked for a reason if no tile is legal, and symmetric ones of square tiles.
     overlaps_drain: whether tiles that are not ping-pong drain behind the next multiplication too.
+    split_fours: the share of the SMs that split-K fills with clusters of 2 x 2; 0: such clusters are not tried.
     ragged_*: factors on the time of such tiles with a ragged M. grouped_swap: on that of grouped problems as D^T.
     """
 
@@ -77,6 +78,7 @@ class Tuning:
     smallest: Tile
     dense_only: frozenset[Tile] = frozenset()
     overlaps_drain: bool = False
+    split_fours: float = 0.0
     ragged_swizzle: int = 16
     ragged_cooperative: float = 1.0
     ragged_wide: float = 1.0
