@@ -7,6 +7,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from .cute_dtype import CUTE_DTYPE
+from .epilogue.fragment_layout import FragmentLayout
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from .gemm_port import EpilogueOpSpec, PortKind, present_ports
@@ -37,6 +38,14 @@ class GemmBase:
     """
 
     epilogue: ClassVar[tuple[type[EpilogueMixin], ...]] = ()
+
+    layout_class: ClassVar[type[FragmentLayout]]
+    """How the accumulators lie in the registers of the threads that drain them."""
+
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        """Warpgroups that share the accumulators of one CTA tile, slab s belonging to warpgroup s mod sharing."""
+        raise NotImplementedError
 
     def __init__(
         self,
