@@ -56,12 +56,14 @@ class Execution:
     k_major_only:  those of them that the instruction reads K-major only. Others may be M-major (A) or N-major (B).
     mixed:         groups of dtypes that A and B may have different ones of.
     tile_m:        legal heights of a tile; for those that two CTAs share see `GemmConfig.is_pair`.
+    tile_k_bytes:  legal bytes of K of a tile.
     tile_n_step:   tile_n is a multiple of it; pair_tile_n_step for tiles of pairs.
     cluster_sizes, max_cluster: legal cluster_m and cluster_n, and the most CTAs of a cluster.
     smem_bytes:    of a CTA. registers: of an SM, 32 bits each. tmem_bytes: of an SM, 0 without.
     precise_fp8:   whether fp8 sums are kept in fp32 by the instruction itself, so that fast_accum changes nothing.
     has_clc:       whether the hardware can hand out the tiles of clusters that have not started (cluster launch control).
     has_tma_gather: whether TMA has gather4.
+    runs_on:       other targets that have every instruction of the kernel, so that it can be tested there.
     features:      what the kernel has been tested with. Its author adds to it.
     """
 
@@ -81,6 +83,8 @@ class Execution:
     mixed: tuple[frozenset[Dtype], ...] = (frozenset((Dtype.E4M3, Dtype.E5M2)),)
     tile_n_step: int = 16
     pair_tile_n_step: int = 32
+    tile_k_bytes: tuple[int, ...] = (128, 256)
+    runs_on: tuple[str, ...] = ()
     max_tile_n: int = 256
     tmem_bytes: int = 0
     registers: int = 65536
@@ -196,15 +200,17 @@ WARP_MMA = Execution(
     kernel="quack.sm120.gemm:GemmSm120",
     mma="mma.sync",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
-    k_major_only=INPUTS_8 | {Dtype.FP32},  # ldmatrix transposes 16-bit elements
-    tile_m=(64, 128),
+    k_major_only=INPUTS_8,  # ldmatrix transposes 16-bit elements; 32-bit ones are loaded one by one
+    tile_m=(64, 128, 256),
+    tile_k_bytes=(64, 128),
     cluster_sizes=(1,),
     max_cluster=1,  # no multicast: TMA delivers to one CTA
     smem_bytes=99 * KIB,
     precise_fp8=True,
     has_clc=True,
     has_tma_gather=False,
-    features=frozenset(),
+    features=SEAMS,
+    runs_on=("sm_90a",),
 )
 
 _DERIVED = "derived: data sheet TFLOPS / (SMs x clock)"

@@ -24,7 +24,7 @@ from .gemm_port import PortKind
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
-from .runtime.device import device_of, emulation_key
+from .runtime.device import device_of, kernel_key
 from .runtime.epilogue import Port, Term, port_values
 from .runtime.plan import (
     EmptyPlan,
@@ -89,8 +89,8 @@ def _launch(
             GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
         )  # says what is wrong
         raise
-    if not A.is_cuda:
-        key = (*key, emulation_key())
+    if (asked := kernel_key(A)) is not None:
+        key = (*key, asked)
     plain = (
         C is None and bias is None and type(alpha) is float and alpha == 1.0
         and cu_seqlens_m is None and cu_seqlens_k is None and concat_layout is None and batch_idx_permute is None
@@ -130,7 +130,7 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
         request.plan, len(request.leading), tuple(term.signature() for term in terms), request.split_k, request.split_k_mode,
-        None if request.A.is_cuda else emulation_key(),
+        kernel_key(request.A),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -627,7 +627,7 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (spec.on(device.arch) for spec in (base, swapped))
+    base, swapped = (spec.on(device.arch, device.target) for spec in (base, swapped))
     whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
     if not split.is_split:

@@ -110,6 +110,10 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
         """The MMA of `warpgroups` (default: all that share a tile) stacked along M, 64 rows each."""
         raise NotImplementedError
 
+    def accumulator_shape(self, tiled_mma: cute.TiledMma):
+        """(MMA, MMA_M, MMA_N) of one thread, compact: slab after slab, of each the two rows and columns of 8 columns after 8."""
+        return tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n))
+
     def bind_mma(self, smem: SmemTensors, tiled_mma: cute.TiledMma, share: Int32) -> Any:
         """Device, once per kernel: what `multiply` needs of the operands in shared memory."""
         raise NotImplementedError
@@ -186,9 +190,7 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
             share = Int32(0)
         return MmaTeam(
             mma=self.bind_mma(cta.smem, tiled_mma, share),
-            accumulators=cute.make_rmem_tensor(
-                tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
-            ),
+            accumulators=cute.make_rmem_tensor(self.accumulator_shape(tiled_mma), Float32),
             layout=MmaFragment(self.make_tiled_mma(1), cute.arch.thread_idx()[0] % WARPGROUP_THREADS),
             mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
             index=warpgroup_index,

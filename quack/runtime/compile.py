@@ -85,7 +85,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         counter,
         cutlass.Int32(1),
         cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
-        options=f"--enable-tvm-ffi --gpu-arch {spec.arch} {extra_options}",
+        options=f"--enable-tvm-ffi --gpu-arch {spec.target or spec.arch} {extra_options}",
     )
 
 

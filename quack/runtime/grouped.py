@@ -276,10 +276,10 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
     device = device_of(tensors.A[0]) if tensors.A else None
     for base, members in classes.items():
         assert device is not None
-        swapped = members[0][1].on(device.arch)
+        swapped = members[0][1].on(device.arch, device.target)
         problems = [problem for problem, _ in members]
         try:
-            spec = choose(base.on(device.arch), swapped, [p.shape for p in problems], options, device)
+            spec = choose(base.on(device.arch, device.target), swapped, [p.shape for p in problems], options, device)
             if spec.config.swap_ab:
                 problems = [replace(p, shape=p.shape.swapped()) for p in problems]
             launches.append(GroupedLaunch(spec, device, problems, options))

@@ -18,6 +18,7 @@ from .activation_rules import activation_refusals
 from .budget import budget_of
 from .sm90_rules import sm90_refusals
 from .sm100_rules import sm100_refusals
+from .sm120_rules import sm120_refusals
 from .spec import (
     DENSE,
     GATHER_K,
@@ -39,10 +40,10 @@ from .symmetric_rules import symmetric_refusals
 GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
-TILE_K_BYTES = (128, 256)
 ARCH_RULES = {
     "quack.sm90": sm90_refusals,
     "quack.sm100": sm100_refusals,
+    "quack.sm120": sm120_refusals,
 }  # what only one kernel class refuses, by package
 FEATURES = {
     VARLEN_M: Feature.VARLEN_M,
@@ -81,6 +82,8 @@ def legality(spec: GemmSpec) -> Legality:
     if arch is None or not arch.has_kernel:
         built = ", ".join(arch.name for arch in ARCHES.values() if arch.has_kernel)
         return Legality(f"no kernel for {spec.arch} yet", f"a GPU of {built}")
+    if spec.target not in (None, *arch.execution.runs_on):
+        return Legality(f"the kernel for {spec.arch} does not run on {spec.target}", f"target={spec.arch}")
     for refusal in _refusals(spec, arch):
         return refusal
     return Legality()
@@ -287,9 +290,9 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> 
         yield Legality(f"tile_m={config.tile_m} is not one of {heights}", f"tile_m={_nearest(config.tile_m, heights)}")
     if config.tile_n % step or not step <= config.tile_n <= widest:
         yield Legality(f"tile_n={config.tile_n} is not a multiple of {step} in {step}..{widest}", "tile_n=128")
-    if tile_k * operands.a.dtype.bytes not in TILE_K_BYTES:
+    if tile_k * operands.a.dtype.bytes not in execution.tile_k_bytes:
         yield Legality(
-            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {TILE_K_BYTES}",
+            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {execution.tile_k_bytes}",
             f"tile_k={128 // operands.a.dtype.bytes}",
         )
     if config.pingpong and config.tile_m > 128:

@@ -232,9 +232,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     if 0 in (shape.m, shape.n, shape.batch):
         return EmptyPlan(request)
     device = device_of(request.A)
-    base = base.on(device.arch)
+    base = base.on(device.arch, device.target)
     if swapped is not None:
-        swapped = swapped.on(device.arch)
+        swapped = swapped.on(device.arch, device.target)
     splits, mode = request.split_k or 1, request.split_k_mode
     is_streamed = streams(request.split_k, mode)
     if request.config is None:

@@ -41,6 +41,7 @@ class GemmSpec:
     is_permuted: problems are worked through in the order of a device vector.
     combine:    name of the mixin that puts together the parts of a tile, None if tiles are not split (`split_k_combine`).
     pieces_of:  of a kernel that only adds up partial tiles: the configuration of the kernel that stored them.
+    target:     of tests only: the compilation target where that is not `arch`, see `device.kernels_of`.
     """
 
     arch: str
@@ -53,11 +54,12 @@ class GemmSpec:
     is_permuted: bool = False
     combine: Optional[str] = None
     pieces_of: Optional[GemmConfig] = None
+    target: Optional[str] = None
 
-    def on(self, arch: str) -> "GemmSpec":
+    def on(self, arch: str, target: Optional[str] = None) -> "GemmSpec":
         """The same GEMM for an architecture, without distinctions that make none there."""
         is_precise = ARCHES[arch].execution.precise_fp8
-        return replace(self, arch=arch, fast_accum=self.fast_accum or is_precise)
+        return replace(self, arch=arch, target=target, fast_accum=self.fast_accum or is_precise)
 
     def configured(self, config: GemmConfig) -> "GemmSpec":
         """With this configuration, what it leaves open filled in. The arch must be known."""

@@ -44,6 +44,8 @@ LAYERS = {
     "quack.split_pieces": 2,
     "quack.split_k_combine": 2,
     "quack.epilogue": 2,
+    "quack.epilogue.accumulators": 1,
+    "quack.epilogue.fragment_layout": 1,
     "quack.gemm_base": 3,
     "quack.gemm_epilogue_plan": 3,
     "quack.symmetric_commit": 3,
