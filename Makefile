@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | ledger      no GPU needed
+# make demo | test | test-all | lint | format | ledger | capabilities | matrix      no GPU needed
 # make test-gpu | bench                          on a GPU
 #
 # Everything runs in .venv, which is created and filled on first use. To use an environment of your own instead:
@@ -21,7 +21,7 @@ HOST_CODE  := $(wildcard quack/arch.py quack/gemm_config.py quack/activation.py 
                 quack/autotune.py quack/activation_ref.py quack/gemm_interface.py quack/grouped.py quack/linear.py quack/mlp.py quack/gemm_activation.py \
                 quack/gemm_norm.py quack/gemm_reduction.py quack/reduction.py quack/rms_final_reduce.py quack/gemm_symmetry.py quack/split_k.py)
 
-.PHONY: demo test test-all test-gpu bench lint format ledger install
+.PHONY: demo test test-all test-gpu bench lint format ledger capabilities matrix install
 .SILENT:
 
 install: $(STAMP)
@@ -69,3 +69,11 @@ format: $(STAMP)
 
 ledger: $(STAMP)
 	$(PY) tests/unit/ledger.py --write
+
+# Writes the table of what works where into README.md.
+capabilities: $(STAMP)
+	$(PY) -m quack.capabilities --readme README.md
+
+# Compiles every legal combination; goes on where it was interrupted. MATRIX="--arch sm_120a --results build/matrix.json"
+matrix: $(STAMP)
+	$(PY) -m quack.capabilities --compile --jobs $(WORKERS) $(MATRIX)

@@ -51,7 +51,7 @@ class Execution:
     """What a kernel class can execute.
 
     package:       its modules `gemm` (the kernel) and `resources` (its budget and register rules, see `gemm_resources`).
-    mma:           the instruction, as messages call it.
+    mma, mnemonic: the instruction, as messages call it and as it begins in PTX.
     inputs:        dtypes of A and B that the kernel multiplies; FP32 is multiplied as tf32.
     k_major_only:  those of them that the instruction reads K-major only. Others may be M-major (A) or N-major (B).
     mixed:         groups of dtypes that A and B may have different ones of.
@@ -70,6 +70,7 @@ class Execution:
     package: str
     kernel: str
     mma: str
+    mnemonic: str
     inputs: frozenset[Dtype]
     k_major_only: frozenset[Dtype]
     tile_m: tuple[int, ...]
@@ -168,6 +169,7 @@ WGMMA = Execution(
     package="quack.sm90",
     kernel="quack.sm90.gemm:GemmSm90",
     mma="wgmma",
+    mnemonic="wgmma.mma_async",
     inputs=INPUTS_16 | INPUTS_8,  # and FP32 once the kernel multiplies tf32
     k_major_only=INPUTS_8 | {Dtype.FP32},  # PTX ISA, wgmma matrix descriptors: only 16-bit operands are transposed
     tile_m=(64, 128, 192, 256),
@@ -183,6 +185,7 @@ TCGEN05 = Execution(
     package="quack.sm100",
     kernel="quack.sm100.gemm:GemmSm100",
     mma="tcgen05.mma",
+    mnemonic="tcgen05.mma",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
     k_major_only=frozenset(),  # PTX ISA, tcgen05 instruction descriptor: both can be transposed, but for 4- and 6-bit types
     tile_m=(128, 256),
@@ -199,6 +202,7 @@ WARP_MMA = Execution(
     package="quack.sm120",
     kernel="quack.sm120.gemm:GemmSm120",
     mma="mma.sync",
+    mnemonic="mma.sync",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
     k_major_only=INPUTS_8,  # ldmatrix transposes 16-bit elements; 32-bit ones are loaded one by one
     tile_m=(64, 128, 256),

@@ -191,6 +191,18 @@ EPILOGUES: Mapping[str, Family] = {
         reads_c=True,
         packs_d=True,
     ),
+    "gradient and its row sums": Family(
+        lambda p: (
+            _op(
+                "activation_backward:ActivateBackward",
+                p.tile(PortKind.TILE_OUTPUT),
+                p.vector(PortKind.COL_VECTOR, Dtype.FP32),
+                p.partials(PortKind.ROW_PARTIALS),
+                activation=Activation.GELU_TANH_APPROX,
+            ),
+        ),
+        reads_c=True,
+    ),
     "norm scales": Family(
         lambda p: (
             _op("scale:ScaleRows", p.vector(PortKind.COL_VECTOR, Dtype.FP32)),

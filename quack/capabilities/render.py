@@ -131,4 +131,14 @@ def as_json(arches: Iterable[str]) -> str:
     return f'{{"axes": {json.dumps(AXES)},\n"cells": [\n{lines}\n]}}\n'
 
 
+BEGIN, END = "<!-- capabilities: make capabilities -->", "<!-- end of capabilities -->"
+
+
+def put_into(document: str) -> str:
+    """The document with the markdown of every architecture between the markers."""
+    before, rest = document.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{markdown(AXES['arch'])}{END}{after}"
+
+
 FORMATS = {"text": text, "markdown": markdown, "json": as_json}

@@ -4,9 +4,11 @@ A result is keyed by the cell and the cache key of its kernels: spec, toolchain 
 since is compiled again, and the results of what no longer exists are dropped.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
+import random
 import threading
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
@@ -41,9 +43,18 @@ def compile_cell(cell: Cell) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
 
 
-def compile_all(arches: Iterable[str], path: Path, jobs: int) -> list[str]:
-    """Compile what `path` does not have yet; prints and returns the failures, old ones among them."""
-    wanted = {key_of(verdict): verdict.cell for verdict in map(judge, cells(arches)) if verdict.ok}
+def sample(arches: Iterable[str], count: int, seed: int = 0) -> list[Cell]:
+    """Legal cells, the same every time, equally many of each architecture that has any; all if there are no more."""
+    legal = [[cell for cell in cells([arch]) if judge(cell).ok] for arch in arches]
+    drawn = [random.Random(seed).sample(of_arch, len(of_arch)) for of_arch in legal if of_arch]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    return list(itertools.islice((cell for cell in in_turn if cell is not None), count))
+
+
+def compile_all(arches: Iterable[str], path: Path, jobs: int, count: Optional[int] = None) -> list[str]:
+    """Compile what `path` does not have yet; prints and returns the failures, old ones among them. count: of a sample only."""
+    chosen = cells(arches) if count is None else sample(arches, count)
+    wanted = {key_of(verdict): verdict.cell for verdict in map(judge, chosen) if verdict.ok}
     known = json.loads(path.read_text()) if path.exists() else {}
     sweep = Sweep({key: result for key, result in known.items() if key in wanted}, path)
     missing = [(key, cell) for key, cell in wanted.items() if key not in sweep.results]
