@@ -68,7 +68,7 @@ format: $(STAMP)
 	$(PY) -m ruff format --quiet $(SOURCES)
 
 ledger: $(STAMP)
-	$(PY) tests/unit/ledger.py --write
+	$(PY) tests/unit/ledger.py --write --jobs $(WORKERS)
 
 # Writes the table of what works where into README.md.
 capabilities: $(STAMP)
