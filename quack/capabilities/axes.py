@@ -9,7 +9,6 @@ from ..activation import Activation, GatedActivation
 from ..arch import ARCHES
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
-from ..ops import tanh
 from ..reduction import Reduction
 from ..runtime.pointwise import pointwise
 from ..runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, RAGGED_K, RAGGED_M, VARLEN_K, VARLEN_M, GemmSpec
@@ -139,7 +138,7 @@ class Family:
         return replace(spec, operands=operands, epilogue=self.ops(Ports(spec.operands, spec.adapter)))
 
 
-_softcap = pointwise(lambda acc, cap: cap * tanh(acc / cap))
+_damped = pointwise(lambda acc, cap: acc / (1.0 + acc * acc / cap))
 _BACKWARD = (PortKind.COL_VECTOR, PortKind.ROW_PARTIALS)
 EPILOGUES: Mapping[str, Family] = {
     "none": Family(lambda p: ()),
@@ -225,7 +224,7 @@ EPILOGUES: Mapping[str, Family] = {
             _op("tile:StoreTile", p.tile(PortKind.TILE_OUTPUT)),
         )
     ),
-    "user's function": Family(lambda p: (EpilogueOpSpec(_softcap(cap=30.0).name(), (p.scalar(),)),)),
+    "user's function": Family(lambda p: (EpilogueOpSpec(_damped(cap=30.0).name(), (p.scalar(),)),)),
 }
 AXES: Mapping[str, tuple[str, ...]] = {
     "arch": tuple(ARCHES),

@@ -77,6 +77,11 @@ def test_precise_accumulation_is_no_cell_where_there_is_no_other():
         assert bool(precise) != arch.execution.precise_fp8
 
 
+def test_the_matrix_needs_no_cute_dsl():
+    code = f"import sys; from quack.capabilities import *; judge({USUAL!r}); print('cutlass' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
 def test_json_has_every_cell():
     matrix = json.loads(FORMATS["json"](["sm_90a", "sm_103a"]))
     assert {axis: tuple(values) for axis, values in matrix["axes"].items()} == AXES
