@@ -234,7 +234,10 @@ H200 = _chip(
         Figure.FLOPS_8: (8192, "NVIDIA H100 whitepaper: 4 tensor cores x 1024 FMA"),
         Figure.FLOPS_4: (0, "no such instruction"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
-        Figure.L2_BYTES_PER_CLK: (64, "NVIDIA A100 whitepaper, the same since; sustained here: 74 bytes per ns and SM"),
+        Figure.L2_BYTES_PER_CLK: (
+            64,
+            "width of an SM's port, as measured since Volta; sustained here: 74 bytes per ns and SM",
+        ),
         Figure.L2_BYTES: (50 * MIB, "NVIDIA H100 whitepaper"),
         Figure.HBM_BYTES_PER_NS: (4800, "NVIDIA H200 data sheet; sustained here: 4100"),
     },
@@ -242,7 +245,7 @@ H200 = _chip(
 B200 = _chip(
     "B200",
     {
-        Figure.SMS: (148, "device query, as published with the first measurements"),
+        Figure.SMS: (148, "chipsandcheese.com (B200): 74 of 80 on each of two dies"),
         Figure.CLOCK_GHZ: (1.85, "derived: 2250 dense bf16 TFLOPS of the HGX B200 data sheet / (148 SMs x 8192)"),
         Figure.FLOPS_32: (4096, _DERIVED + ", HGX B200: 1.12 dense tf32 PFLOPS"),
         Figure.FLOPS_16: (8192, _DERIVED + ", HGX B200: 2.25 dense PFLOPS"),
@@ -250,7 +253,7 @@ B200 = _chip(
         Figure.FLOPS_4: (32768, _DERIVED + ", HGX B200: 9 dense PFLOPS"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
         Figure.L2_BYTES_PER_CLK: (64, "not published; as the H200"),
-        Figure.L2_BYTES: (126 * MIB, "device query, as published by chipsandcheese.com (B200)"),
+        Figure.L2_BYTES: (126 * MIB, "chipsandcheese.com (B200)"),
         Figure.HBM_BYTES_PER_NS: (8000, "NVIDIA HGX B200 data sheet"),
     },
 )
