@@ -25,6 +25,7 @@ from .epilogue import Term
 from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
+from .residency import cluster_count
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
 from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
@@ -113,7 +114,7 @@ class GroupedLaunch:
         config = spec.config
         self.spec = spec
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
-        clusters = device.sms // (config.cluster_m * config.cluster_n)
+        clusters = cluster_count(config, device.sms)
         works = sum(_works(p.shape, config) for p in self.problems)
         self.clusters = max(1, min(clusters, works))
         splits = min(options.split_k or 1, clusters)

@@ -28,6 +28,7 @@ from .operands import (
     overlaps,
 )
 from .problem_order import check_permutation
+from .residency import cluster_count
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -153,7 +154,7 @@ class GemmPlan:
         self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec, device.is_emulated) if split is None else split.function
         self.swapped = spec.config.swap_ab
-        self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
+        self.clusters = cluster_count(spec.config, device.sms)
         self.is_dynamic = spec.config.is_dynamic_persistent
         self.copy_a, self.copy_b = copies
         self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
@@ -268,7 +269,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         )
     if splits > 1:
         legality(spec).require()  # before its cluster size is used
-        splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
+        splits = min(splits, cluster_count(config, device.sms))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
     total_m = request.out.shape[0] if shape.is_ragged_m else None
