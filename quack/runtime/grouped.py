@@ -24,7 +24,7 @@ from .dispatch import get_function
 from .epilogue import Term
 from .legality import legality
 from .operands import aligned_copy, byte_span
-from .plan import GemmRequest, describe_request
+from .plan import GemmRequest, clusters_to_launch, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
 from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
