@@ -26,7 +26,7 @@ from cutlass.pipeline import PipelineState
 from .dsl.barrier import sync_warpgroup
 from .dsl.convert import convert_pair
 from .epilogue.accumulators import Accumulators
-from .epilogue.protocol import EpilogueContext, EpilogueFragment, load_elements
+from .epilogue.protocol import EpilogueContext, EpilogueFragment, has_contiguous_rows, load_elements
 
 
 class EpilogueState(NamedTuple):
@@ -208,6 +208,9 @@ def store_stage(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment,
 @cute.jit
 def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
     """An output whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
+    if cutlass.const_expr(ctx.layout.turns and has_contiguous_rows(output.tensor)):
+        store_turned(ctx, output, frag, fragment)
+        return
     coordinates = ctx.slab_coordinates()
     d, base = output.tensor, frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
@@ -222,6 +225,25 @@ def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragme
             n = coordinates[base + first + v][1] + col
             if m < rows and n < cols:
                 d[m, n] = pair[v]
+
+
+@cute.jit
+def store_turned(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
+    """`store_elements` of contiguous rows by threads that hold rows."""
+    values = cute.make_rmem_tensor(fragment.shape, output.dtype)
+    values.store(fragment.load().to(output.dtype))
+    ctx.layout.turn(values)
+    places = ctx.layout.turned_places(cute.size(values), output.dtype.width)
+    d, rows, cols = output.tensor, ctx.rows, ctx.cols
+    row, col = ctx.row + ctx.slab_rows[frag.slab], ctx.col + ctx.layout.columns_before(frag.base)
+    if cutlass.const_expr(output.is_wanted is not None):
+        rows = rows if output.is_wanted else Int32(0)
+    if cutlass.const_expr(output.is_halved):
+        col, cols = col // 2, cols // 2
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m, n = places[v][0] + row, places[v][1] + col
+        if m < rows and n < cols:
+            d[m, n] = values[v]
 
 
 @cute.jit

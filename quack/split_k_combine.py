@@ -211,8 +211,11 @@ class SumPartials:
         whole = tile.work.split_count // batch * batch
         for first in cutlass.range(0, whole, batch, unroll=1):
             parts.add(first, batch)
-        for split in cutlass.range(whole, tile.work.split_count, unroll=1):
-            parts.add(split, 1)
+        while cutlass.const_expr(batch > 1):
+            batch = batch // 2
+            if tile.work.split_count & batch != 0:
+                parts.add(whole, batch)
+            whole += tile.work.split_count & batch
         return Boolean(True)
 
 

@@ -70,6 +70,10 @@ class FragmentLayout(ABC):
         """Elements of one thread in a slab with so many columns."""
         return cls.slab_m * columns // WARPGROUP_THREADS
 
+    turns: ClassVar[bool] = False
+    """Whether the lanes of a warp hold elements of different rows, so that elements of contiguous rows in global memory are
+    better moved after a `turn`."""
+
     # ---- where the elements are ---------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -109,6 +113,15 @@ class FragmentLayout(ABC):
     @abstractmethod
     def halve(self, fragment: cute.Tensor, function: Callable[[Float32, Float32], Float32]) -> cute.Tensor:
         """A fragment of half as many columns: column j is function(column 2j, column 2j + 1), in the same layout."""
+
+    def turn(self, values: cute.Tensor) -> None:
+        """Where `turns`: exchange a fragment, of a dtype that has 8, 16 or 32 bits, within warps such that lanes of one register
+        hold neighbours in a row, or put a fragment back that was exchanged."""
+        raise NotImplementedError
+
+    def turned_places(self, columns: int, width: int) -> list[tuple[Int32, Int32]]:
+        """Where `turns`: (row, column) within the subtile of the elements after `turn`. width: bits of the dtype."""
+        raise NotImplementedError
 
     # ---- transport ----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
@@ -17,6 +18,7 @@ from ..dsl.barrier import WARPGROUP_THREADS
 from ..gemm_config import Major, OperandSpec
 from .fragment_layout import BlockElement, FragmentLayout, RowTotals, exchange_halves
 
+LANES = 32
 VECTOR_BITS = 128  # the widest access of shared memory
 CHUNK, PERIOD = 16, 8  # the 128-byte swizzle: bytes that it moves as one; lines of 128 bytes after which it begins anew
 
@@ -30,6 +32,7 @@ class RowFragment(FragmentLayout):
     rows_per_slab = 1
     row_lanes = ()
     row_leader = 0
+    turns = True
     col_lanes = (16, 8, 4, 2, 1)  # in this order lane i ends with the i-th of 32 columns
 
     def partition(self, slab: cute.Tensor) -> cute.Tensor:
@@ -64,6 +67,33 @@ class RowFragment(FragmentLayout):
         for v in range(cute.size(half)):
             half[v] = function(fragment[2 * v], fragment[2 * v + 1])
         return half
+
+    def turn(self, values: cute.Tensor) -> None:
+        """A transposition of 32 x 32 elements, but for the elements of one 32-bit word, which stay together: with w of them, bit
+        k of the lane and bit k of w times the register change places from the highest to that of w. Its own inverse."""
+        lane = cute.arch.lane_idx()
+        words = cute.recast_tensor(values, Int32)
+        packed = 32 // values.element_type.width
+        for first in range(0, cute.size(words) // (LANES // packed) * (LANES // packed), LANES // packed):
+            for mask in (bit for bit in self.col_lanes if bit >= packed):
+                is_upper = lane & mask != 0
+                for low in (q for q in range(first, first + LANES // packed) if q * packed & mask == 0):
+                    high = low + mask // packed
+                    sent = Int32(cutlass.select_(is_upper, words[low], words[high]))
+                    received = cute.arch.shuffle_sync_bfly(sent, mask)
+                    words[low], words[high] = (
+                        Int32(cutlass.select_(is_upper, received, words[low])),
+                        Int32(cutlass.select_(is_upper, words[high], received)),
+                    )
+
+    def turned_places(self, columns: int, width: int) -> list[tuple[Int32, Int32]]:
+        lane, packed = cute.arch.lane_idx(), 32 // width
+        row, column = self.thread - lane + lane % packed, lane // packed * packed
+        whole = columns // LANES * LANES
+        turned = [
+            (row + v % LANES // packed * packed, column + (v // LANES * LANES + v % packed)) for v in range(whole)
+        ]
+        return turned + [(self.thread, Int32(v)) for v in range(whole, columns)]
 
     def store_copy(self, spec: OperandSpec, columns: int) -> Optional[cute.TiledCopy]:
         """Contiguous rows: vectors. Contiguous columns: None, a warp's lanes access elements side by side."""

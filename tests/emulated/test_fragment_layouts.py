@@ -50,7 +50,10 @@ def fake(tensor: Optional[torch.Tensor], align: int = 16) -> Any:
     if tensor is None:
         return None
     dtype = next(CUTE_DTYPE[d] for d, t in TORCH.items() if t is tensor.dtype)
-    return cute_runtime.make_fake_tensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), assumed_align=align)
+    divisibility = max(1, align // tensor.element_size())
+    strides = tuple(1 if s == 1 else cute.sym_int64(divisibility=divisibility) for s in tensor.stride())
+    shape = tuple(cute.sym_int() for _ in tensor.shape)
+    return cute_runtime.make_fake_tensor(dtype, shape, strides, assumed_align=max(align, tensor.element_size()))
 
 
 class Results(NamedTuple):
@@ -114,7 +117,7 @@ class Epilogue:
             tuple(fake(t, 16 if s.is_tma else t.element_size()) for s, t in zip(drain.outputs, outputs)),
             tuple(fake(t, 4) for t in inputs) or None,
             others and tuple(cutlass.Int32(a) if isinstance(a, int) else fake(a, 4) for a in others),
-            fake(spill),
+            cute_runtime.make_fake_tensor(cutlass.Float32, tuple(spill.shape), spill.stride(), assumed_align=16),
             cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
             options=emulator.compile_options("sm90"),
         )
