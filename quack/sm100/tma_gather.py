@@ -95,7 +95,7 @@ class TmaGatherRole(LoadRoles):
     @cute.jit
     def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
         if cutlass.const_expr(not self.gathers_a):
-            return super().load_work(cta, work, state)
+            return LoadRoles.load_work(self, cta, work, state)
         tile_m, _, tile_k = self.tile_mnk
         _, b_mask = self.multicast_masks(cta)
         tBsB, tBgB = self.partition_b(cta, work)
