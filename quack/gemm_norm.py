@@ -32,7 +32,7 @@ from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with
 from .gemm_port import PortKind
 from .gemm_reduction import row_reduction
 from .reduction import Reduction
-from .rms_final_reduce import rms_final_reduce
+from .rms_final_reduce import reduce_rows
 from .runtime.concat import interleaved
 from .runtime.epilogue import Port, Term
 from .runtime.plan import GemmRequest
@@ -117,7 +117,7 @@ def _launch_rms(
         A, B, out, C, config=config, dynamic=dynamic, cu_seqlens_m=cu_seqlens_m, A_idx=A_idx, epilogue=tuple(terms)
     )
     squares = launch_with_epilogue(request)["squares"]
-    return rms_final_reduce(squares, 1.0 / max(1, B.shape[-1]), eps)
+    return reduce_rows(squares, 1.0 / max(1, B.shape[-1]), eps)
 
 
 @torch.library.custom_op("quack::gemm_rms_out", mutates_args={"out"})

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import quack
-from quack import gemm_interface
-from quack.runtime import grouped, plan
+from quack import gemm_interface, rms_final_reduce
+from quack.runtime import grouped, plan, rms_final
 from quack.runtime.legality import legality
+from quack.runtime.spec import GemmSpec
 
 
 @pytest.fixture
@@ -18,13 +19,16 @@ def launches(monkeypatch) -> Iterator[list[tuple]]:
     calls: list[tuple] = []
 
     def get_function(spec, emulated) -> Callable[..., None]:
-        legality(spec).require()
+        if isinstance(spec, GemmSpec):
+            legality(spec).require()
         return lambda *arguments: calls.append(arguments)
 
     for module in (plan, grouped):
         monkeypatch.setattr(module, "get_function", get_function)
         monkeypatch.setattr(module, "tile_counter", lambda device: None)
-    monkeypatch.setattr(gemm_interface, "_plans", {})
+    monkeypatch.setattr(rms_final, "get_function", get_function)
+    for module in (gemm_interface, rms_final_reduce):
+        monkeypatch.setattr(module, "_plans", {})
     monkeypatch.setattr(importlib.import_module("quack.grouped"), "_programs", OrderedDict())
     with quack.emulator.use("sm90"):
         yield calls

@@ -45,6 +45,7 @@ LAYERS = {
     "quack.gemm_epilogue_plan": 3,
     "quack.symmetric_commit": 3,
     "quack.compose": 3,
+    "quack.kernels": 4,
     "quack.sm90": 4,
     "quack.sm100": 4,
     "quack.sm120": 4,
