@@ -15,11 +15,12 @@ import torch
 import quack
 import quack.runtime.epilogue as host_epilogue
 from quack.activation_ref import reference as activation_reference
-from quack.gemm_activation import activation_of
 from quack.gemm_config import GemmConfig
+from quack.gemm_operands import activation_of
 from quack.gemm_reduction import gemm_reduce
-from quack.rms_final_reduce import reduce_rows, rms_final_reduce, rms_final_reduce_ref
+from quack.rms_final_reduce import rms_final_reduce, rms_final_reduce_ref
 from quack.rounding import RoundingMode
+from quack.runtime.row_sum import sum_rows
 from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.philox import round_stochastically
 from tests.reference import Reference, accumulation_error, check
@@ -85,16 +86,16 @@ class NormCase:
 @contextlib.contextmanager
 def poisoned_partials() -> Iterator[None]:
     """The partial results that calls allocate hold NaN."""
-    allocate = host_epilogue._allocate
+    allocate = host_epilogue.allocate_partials
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         return allocate(*arguments).fill_(float("nan"))
 
-    host_epilogue._allocate = poisoned
+    host_epilogue.allocate_partials = poisoned
     try:
         yield
     finally:
-        host_epilogue._allocate = allocate
+        host_epilogue.allocate_partials = allocate
 
 
 class NormOperands:
@@ -354,11 +355,12 @@ def check_final_reduce(x: torch.Tensor, scale: float = 0.03, eps: float = 1e-3) 
     """Against float64, into a poisoned output; fp32 sums of up to 50 roundings, and an approximate root of 2^-22.9."""
     exact = rms_final_reduce_ref(x.double(), scale, eps)
     out = torch.full(x.shape[:-1], float("nan"), dtype=torch.float32, device=x.device)
-    assert reduce_rows(x, scale, eps, out) is out
+    assert sum_rows(x, (scale, eps), out) is out
     torch.testing.assert_close(out.double(), exact, rtol=2e-6, atol=0.0, equal_nan=True)
     assert torch.equal(rms_final_reduce(x, scale, eps).view(torch.int32), out.view(torch.int32)), (
         "not the same bits again"
     )
+    torch.testing.assert_close(sum_rows(x).double(), x.double().sum(-1), rtol=2e-6, atol=0.0, equal_nan=True)
 
 
 # ---- stochastic rounding ----------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import quack
-from quack import gemm_interface, rms_final_reduce
-from quack.runtime import grouped, plan, rms_final
+from quack.runtime import call, grouped, plan, row_sum
 from quack.runtime.legality import legality
 from quack.runtime.spec import GemmSpec
 
@@ -26,9 +25,9 @@ def launches(monkeypatch) -> Iterator[list[tuple]]:
     for module in (plan, grouped):
         monkeypatch.setattr(module, "get_function", get_function)
         monkeypatch.setattr(module, "tile_counter", lambda device: None)
-    monkeypatch.setattr(rms_final, "get_function", get_function)
-    for module in (gemm_interface, rms_final_reduce):
-        monkeypatch.setattr(module, "_plans", {})
+    monkeypatch.setattr(row_sum, "get_function", get_function)
+    monkeypatch.setattr(row_sum, "_plans", {})
+    monkeypatch.setattr(call, "_calls", {})
     monkeypatch.setattr(importlib.import_module("quack.grouped"), "_programs", OrderedDict())
     with quack.emulator.use("sm90"):
         yield calls

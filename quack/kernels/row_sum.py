@@ -1,4 +1,5 @@
-"""out[row] = rsqrt(scale * sum of x[row, :] + eps): the end of a fused RMS norm, whose GEMM left partial sums of squares.
+"""out[row] = sum of x[row, :], or rsqrt(scale * that + eps): what a GEMM that reduces rows in its epilogue leaves to be done, since
+each of its tiles knows a part of a row only.
 
 A group of 2^g neighbouring lanes works on a row. Lane i takes vectors i, i + 2^g, ... of it, a few at once; the lanes' sums meet in
 a butterfly. So the order of additions follows from g and the extents, and every run gives the same bits.
@@ -18,16 +19,16 @@ THREADS = 128
 MAX_GROUP = 5  # a warp
 
 
-class RmsFinalReduce:
+class RowSum:
     """A host function (x, out, scale, eps, g, stream). x (M, n) or (L, M, n), out fp32 without the last mode, none of them empty;
     g at most MAX_GROUP.
 
     vector: elements of x in one load: 1, or as many as 16 bytes hold. n, pitches and address are multiples of that then.
-    loads: how many of them a lane has in flight, a power of two.
+    loads: how many of them a lane has in flight, a power of two. is_rms: the second form; else scale and eps are not used.
     """
 
-    def __init__(self, vector: int, loads: int):
-        self.vector, self.loads = vector, loads
+    def __init__(self, vector: int, loads: int, is_rms: bool):
+        self.vector, self.loads, self.is_rms = vector, loads, is_rms
 
     @cute.jit
     def __call__(self, x: cute.Tensor, out: cute.Tensor, scale: Float32, eps: Float32, group: Int32, stream):
@@ -50,8 +51,9 @@ class RmsFinalReduce:
             other = cute.arch.shuffle_sync_bfly(total, 1 << step)
             total = total + select(step < group, other, 0.0)
         if lane == 0 and row <= last:
-            mean = multiply_add(total, scale, eps)
-            out[self.place(out, row)] = Float32(cute.math.rsqrt(mean, approx=True))
+            if cutlass.const_expr(self.is_rms):
+                total = Float32(cute.math.rsqrt(multiply_add(total, scale, eps), approx=True))
+            out[self.place(out, row)] = total
 
     def place(self, out: cute.Tensor, row: Int32) -> tuple:
         """Coordinates of the row with this number."""
