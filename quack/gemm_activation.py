@@ -26,6 +26,7 @@ from .gemm_operands import (
     logical,
     operand_names,
     product_ref,
+    require_tensor,
     rows_ref,
 )
 
@@ -234,6 +235,7 @@ class _ActTuned:
         """`gemm_act` into given outputs; preact is not stored if preact_out is None."""
         function, names = activation_of(activation), operand_names(concat_layout)
         operands = {"A": A, "B": B, "C": C, "bias": bias, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+        require_tensor("postact_out", postact_out)
         call = Forward(function, preact_out is not None, None, None, dynamic_scheduler, names, config)
         launch_forward(operands, preact_out, postact_out, call)
 
@@ -288,6 +290,7 @@ class _DactTuned:
     ) -> Optional[torch.Tensor]:
         """`gemm_dact_out`."""
         operands = {"A": A, "B": B, "colvec_scale": colvec_scale, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+        require_tensor("dx_out", dx_out)
         stores = postact_out is not None
         call = Backward(activation_of(activation), stores, colvec_reduce, None, None, dynamic_scheduler, config)
         return launch_backward(operands, PreAct, dx_out, postact_out, call)[2]

@@ -547,6 +547,8 @@ class _Tuned:
             seed = rounding_seed(rounding_mode, sr_seed, out)
             return launch_with_user_epilogue(operands, options, epilogue, commit, seed)
         check_split(split_k, split_k_mode)
+        if out is None:
+            raise TypeError("out is a NoneType, expected a torch.Tensor; gemm(A, B) allocates one")
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
             A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode,

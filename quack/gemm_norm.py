@@ -25,6 +25,7 @@ from .gemm_operands import (
     logical,
     operand_names,
     product_ref,
+    require_tensor,
     rows_ref,
     store_ref,
 )
@@ -252,6 +253,7 @@ class _NormActTuned:
         """`gemm_norm_act` into given outputs; preact_out None: not stored."""
         function, names = activation_of(activation), operand_names(concat_layout)
         operands = {"A": A, "B": B, "C": C, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+        require_tensor("postact_out", postact_out)
         call = Forward(function, preact_out is not None, None, None, dynamic_scheduler, names, config)
         launch_forward(operands, preact_out, postact_out, call)
 

@@ -70,6 +70,12 @@ def output_of(
     return given
 
 
+def require_tensor(name: str, tensor: object) -> None:
+    """TypeError where an output must be given."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+
+
 def operand_names(concat_layout: Optional[tuple[str, ...]]) -> Optional[tuple[str, ...]]:
     """`concat_layout` in a fixed order, without outputs."""
     names = concat_names(concat_layout)
