@@ -11,16 +11,15 @@ all before anything is launched or written. M, N or L = 0 returns the empty outp
 """
 
 import importlib
-from dataclasses import replace
 from typing import Any, Optional, Union
 
 import torch
 
 import quack
 
+from . import heuristics
 from .gemm_config import GemmConfig
 from .gemm_port import PortKind
-from .heuristics import sm90
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.call import Form, Operands, launch
@@ -35,6 +34,7 @@ from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
+_STREAM = SplitKMode.STREAM  # an attribute of an enum takes time
 
 
 def add_output(operands: Operands, out_dtype: Optional[torch.dtype], *options: Any) -> None:
@@ -100,7 +100,7 @@ def _launch(
             C=C, bias=bias, alpha=alpha, beta=beta, cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx,
             batch_idx_permute=batch_idx_permute, sr_seed=sr_seed,
         )  # fmt: skip
-    split_mode = None if split_k is None else split_k_mode
+    split_mode = split_k_mode if split_k is not None or split_k_mode is _STREAM else None
     launch(LINEAR, operands, (out_dtype, fast_accum, config, dynamic, concat_layout, split_k, split_mode))
     return operands["out"]
 
@@ -316,7 +316,8 @@ def gemm(
     *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
     split_k: the sum over K of an output tile is made of so many parts, computed at the same time and put together as
     split_k_mode says (`SplitKMode`), where there are few tiles and much K. None has it chosen, always with a mode that gives
-    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made.
+    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made. With
+    split_k_mode=SplitKMode.STREAM leave it None: the work of a partly empty last wave is then shared out evenly.
     """
     check_split(split_k, split_k_mode)
     if concat_layout is not None:
@@ -527,7 +528,8 @@ class _Tuned:
     ) -> Any:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
 
-        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given, else as in `gemm`.
+        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given and
+        split_k_mode is not STREAM, else as in `gemm`.
         """
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -571,7 +573,7 @@ def __getattr__(name: str) -> object:
 
 def default_config(device: torch.device) -> GemmConfig:
     """A configuration that is legal for plain 16-bit GEMMs on `device`."""
-    return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
+    return heuristics.default_config(device_of(torch.empty(0, device=device)).arch)
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:
@@ -581,12 +583,12 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
-    whole = sm90.explain(base, shape, device.sms, swapped)
+    base, swapped = (spec.on(device.arch, device.target) for spec in (base, swapped))
+    whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
-    if split.splits == 1:
+    if not split.is_split:
         return whole
-    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  split_k={split.splits} {split.mode.name}\n{whole}"
+    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  {split.describe()}\n{whole}"
 
 
 def explain_config(A: torch.Tensor, B: torch.Tensor, fast_accum: bool = False) -> str:

@@ -1,6 +1,5 @@
 """`gemm_symmetric`: products whose result equals its transpose, such as A @ A.mT, for half the work."""
 
-from dataclasses import replace
 from typing import Optional
 
 import torch
@@ -97,7 +96,7 @@ def explain_symmetric(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torc
     shape, base, swapped, _ = describe_request(GemmRequest(A, B, _output(A, B, out_dtype)))
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
+    base, swapped = (spec.on(device.arch, device.target) for spec in (base, swapped))
     whole = (base, swapped) if is_transpose(A, B) else None
     return heuristics.explain(symmetric_spec(base), shape, device.sms, whole)
 

@@ -20,7 +20,7 @@ from .gemm_interface import (
 )
 from .runtime.call import scalar_kind, signature_of
 from .runtime.debug import is_debugging
-from .runtime.device import EMULATED, emulation_key, is_capturing, raw_stream
+from .runtime.device import EMULATED, is_capturing, kernel_key, raw_stream
 from .runtime.grouped import (
     GroupedOptions,
     GroupedProgram,
@@ -265,7 +265,7 @@ def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram
         scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
         tuple(term.signature() for term in options.epilogue),
         options.split_k, options.split_k_mode,
-        None if tensors.A[0].is_cuda else emulation_key(),
+        kernel_key(tensors.A[0]),
     )  # fmt: skip
     program = _programs.get(key)
     if program is None:

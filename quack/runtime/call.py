@@ -18,7 +18,7 @@ from torch import Tensor
 from ..gemm_port import PortKind
 from . import epilogue
 from .debug import is_debugging
-from .device import emulation_key
+from .device import kernel_key
 from .epilogue import Allocated, Port
 from .operands import byte_span
 from .plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, check_indices, prepare
@@ -82,8 +82,7 @@ def launch(form: Form, operands: Operands, options: tuple = ()) -> dict[str, tor
                 facts += (type(value), value if name in DECIDING and value in (0.0, 1.0) else None)
                 addresses.append(0)
         A = operands["A"]
-        if not A.is_cuda:
-            facts.append(emulation_key())
+        facts.append(kernel_key(A))
     except (AttributeError, RuntimeError):
         form.prepare(form.complete(operands, options))  # says what is wrong
         raise

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, TypeGuard, Union
 
+from ..arch import ARCHES
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
 from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
@@ -34,7 +35,6 @@ from .user_code import user_class, user_modules
 
 FUNCTION_NAME = "quack_gemm"
 EMULATED_SUFFIX, OBJECT_MEMBER, PTX_MEMBER = ".emulated.zip", "function.o", "kernels.ptx"
-KERNELS = {"sm_90a": "quack.sm90.gemm:GemmSm90"}
 DSL_PACKAGES = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu12", "nvidia-cutlass-dsl-libs-cu13", "apache-tvm-ffi")
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,8 +54,10 @@ def resolve(name: str) -> Any:
 
 def trace(spec: Spec, extra_options: str = "") -> Any:
     """Compile `spec` with CuTe DSL in this process; not thread-safe."""
-    options = f"--enable-tvm-ffi --gpu-arch {spec.arch} {extra_options}"
-    return _trace_kernel(spec, options) if isinstance(spec, KernelSpec) else _trace_gemm(spec, options)
+    options = f"--enable-tvm-ffi {extra_options} --gpu-arch"
+    if isinstance(spec, KernelSpec):
+        return _trace_kernel(spec, f"{options} {spec.arch}")
+    return _trace_gemm(spec, f"{options} {spec.target or spec.arch}")
 
 
 def _trace_kernel(spec: KernelSpec, options: str) -> Any:
@@ -80,9 +82,10 @@ def _trace_gemm(spec: GemmSpec, options: str) -> Any:
         adapter = permuted(adapter)
     plan = resolve(spec.plan)
     if spec.combine is not None:
-        adapter = split(adapter) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
-        plan = combining(resolve(spec.combine), plan)
-    kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, plan, *mixins)
+        combine = resolve(spec.combine)
+        adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
+        plan = combining(combine, plan)
+    kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None
     if spec.config.is_dynamic_persistent:
@@ -262,7 +265,7 @@ def cache_key(spec: Spec) -> str:
 
 def _gemm_roots(spec: GemmSpec) -> tuple[str, ...]:
     """The modules that a GEMM kernel begins with."""
-    names = (KERNELS[spec.arch], spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
+    names = (ARCHES[spec.arch].execution.kernel, spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
     modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
     modules.update(*(user_modules(name) for name in names if is_user_code(name)))
     return ("quack.compose", *sorted(modules))
@@ -412,4 +415,4 @@ def example_spec(arch: str = "sm_90a") -> GemmSpec:
         return OperandSpec(Dtype.BF16, 2, transposed, Major.INNER)
 
     operands = OperandSpecs(operand(False), operand(True), operand(False))
-    return GemmSpec(arch, operands, GemmConfig().with_tile_k(Dtype.BF16))
+    return GemmSpec(arch, operands, GemmConfig()).configured(GemmConfig(128, 128, cluster_m=1))

@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional
 import torch
 
 from ..gemm_config import Dtype
-from .device import device_of, emulation_key, why_unusable
+from .device import device_of, kernel_key, why_unusable
 from .dispatch import get_function
 from .kernel_spec import KernelSpec, Number, TensorSpec
 from .operands import DTYPE_OF_TORCH, dtype_of
@@ -32,7 +32,7 @@ def sum_rows(
     """
     key = (
         x.shape, x.stride(), x.dtype, x.get_device(), x.data_ptr() & 15, rms is None,
-        None if x.is_cuda else emulation_key(),
+        kernel_key(x),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -75,7 +75,7 @@ def prepare_row_sum(x: torch.Tensor, is_rms: bool) -> RowSumPlan:
     """x (M, n) or (L, M, n), not empty, of a `READABLE` dtype."""
     device = device_of(x)
     is_vector = has_vectors(x)
-    spec = row_sum_spec(device.arch, dtype_of("x", x), x.dim(), is_vector, is_rms)
+    spec = row_sum_spec(device.target or device.arch, dtype_of("x", x), x.dim(), is_vector, is_rms)
     return RowSumPlan(get_function(spec, device.is_emulated), lane_group(x, is_vector))
 
 

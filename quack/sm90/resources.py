@@ -1,107 +1,17 @@
-"""Shared memory and register budget of `GemmSm90`, in plain integers.
+"""What sm_90a gives a CTA of `GemmSm90`."""
 
-The kernel allocates exactly what is computed here and `legality` refuses what does not fit, so the two cannot differ.
-"""
-
-from dataclasses import dataclass
-
-from ..gemm_config import Dtype, GemmConfig, OperandSpec, OperandSpecs, mma_warpgroups
-from ..gemm_port import EpilogueOpSpec, PortKind, scratch_bytes, tile_layouts
+from ..gemm_config import GemmConfig, OperandSpecs
+from ..gemm_port import EpilogueOpSpec
+from ..gemm_resources import GemmResources, WarpgroupLimits, warpgroup_resources
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_90 (227 KB)
-RESERVED = 1024  # barriers, work ring and the slack of aligning the operand buffers to 1024 bytes
-SLAB_M = 64  # rows of one wgmma; the epilogue drains the accumulator slab by slab
-MAX_AB_STAGES = 8
-WORK_RING_STAGES = 4
-MAX_GATHER_LAG = 3
-PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
 MMA_REGISTERS = {1: 240, 2: 232, 3: 160}
-EPILOGUE_REGISTERS = 40  # least number of registers next to the accumulators that compiles without spilling
-SIDE_REGISTERS = 96  # the same where C is read or D is stored by element: fragments of C, 64-bit addresses, predicates
-HALVES_REGISTERS = 112  # C and D both by element and halves (`is_concat`) among them or the vectors: more addresses
-PARTIAL_REGISTERS = 8  # more for each reduction beside such an access, or beside another
-# More for mixins that keep much at hand: exponentials of many elements, random words.
-MIXIN_REGISTERS = {
-    "quack.epilogue.reduction:RowLogSumExp": 56,
-    "quack.epilogue.rounding:RoundStochastically": 56,
-    "quack.epilogue.rounding:RoundStochasticallyTransposed": 72,
-}
-
-
-@dataclass(frozen=True)
-class Sm90Resources:
-    """What one CTA uses. Stage counts are those the kernel is built with."""
-
-    mma_warpgroups: int
-    slabs: int  # 64-row slabs of the accumulator that one MMA warpgroup owns
-    epi_n: int  # columns of one epilogue subtile (64 x epi_n)
-    ab_stages: int
-    c_stages: int
-    d_stages: int  # per MMA warpgroup and output
-    smem_bytes: int
-    accumulator_registers: int  # with the partial sums of precise fp8 accumulation
-
-    @property
-    def threads(self) -> int:
-        return 128 * (1 + self.mma_warpgroups)
-
-    @property
-    def gather_lag(self) -> int:
-        """k tiles that a copying warp issues before it waits for the first: long enough for the memory's latency, short
-        enough to leave the MMA warps two stages that have landed."""
-        return max(0, min(MAX_GATHER_LAG, self.ab_stages - 2))
-
-    @property
-    def mma_registers(self) -> int:
-        return MMA_REGISTERS[self.mma_warpgroups]
-
-    @property
-    def producer_registers(self) -> int:
-        return PRODUCER_REGISTERS[self.mma_warpgroups]
-
-
-def epilogue_columns(tile_n: int, d: Dtype) -> int:
-    """Widest subtile that divides the tile and whose rows fit one 128-byte swizzle row; fp32 in 128 bytes too."""
-    for width in (64, 32, 16):
-        if tile_n % width == 0 and width * d.bytes <= 128:
-            return width
-    raise ValueError(f"tile_n={tile_n} is not a multiple of 16")
+PRODUCER_REGISTERS = {1: 56, 2: 40, 3: 32}
+LIMITS = WarpgroupLimits(SMEM_CAPACITY, MMA_REGISTERS, PRODUCER_REGISTERS)
 
 
 def resources(
     operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue: tuple[EpilogueOpSpec, ...] = ()
-) -> Sm90Resources:
+) -> GemmResources:
     """Budget for one configuration; `ab_stages` < 2 means that it does not fit."""
-    config = config.with_tile_k(operands.a.dtype)
-    assert config.tile_k is not None
-    warpgroups = mma_warpgroups(config)
-    slabs = config.tile_m // SLAB_M // (1 if config.pingpong else warpgroups)
-    outputs = output_layouts(operands, epilogue)
-    widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
-    epi_n = epilogue_columns(config.tile_n, widest)
-    subtile = SLAB_M * epi_n
-    d_stages = 2 if any(output.is_tma for output in outputs) else 0
-    has_c_tma = operands.c is not None and operands.c.is_tma
-    c_stages = 2 * warpgroups if has_c_tma else 0
-    staged = sum(subtile // (2 if o.is_halved else 1) * o.dtype.bytes for o in outputs if o.is_tma)
-    fixed = RESERVED + warpgroups * (d_stages * staged + scratch_bytes(epilogue, config))
-    if operands.c is not None:
-        fixed += c_stages * subtile * operands.c.dtype.bytes
-    stage = config.tile_k * (config.tile_m * operands.a.dtype.bytes + config.tile_n * operands.b.dtype.bytes)
-    ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
-    accumulators = slabs * config.tile_n // 2 * (1 if fast_accum else 2)
-    return Sm90Resources(
-        mma_warpgroups=warpgroups,
-        slabs=slabs,
-        epi_n=epi_n,
-        ab_stages=ab_stages,
-        c_stages=c_stages,
-        d_stages=d_stages,
-        smem_bytes=fixed + ab_stages * stage,
-        accumulator_registers=accumulators,
-    )
-
-
-def output_layouts(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> tuple[OperandSpec, ...]:
-    """What the epilogue stores: D, then the tile outputs of the mixins."""
-    return (operands.d, *tile_layouts(epilogue, PortKind.TILE_OUTPUT))
+    return warpgroup_resources(LIMITS, operands, config, fast_accum, epilogue)

@@ -10,11 +10,12 @@ import pytest
 
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpecs
 from quack.gemm_port import PortKind
+from quack.gemm_resources import MAX_AB_STAGES, GemmResources
 from quack.runtime.compile import kernel_facts
 from quack.runtime.legality import legality
 from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VARLEN_M, GemmSpec, UnsupportedGemm
 from quack.runtime.split_k import split_spec
-from quack.sm90.resources import MAX_AB_STAGES, MMA_REGISTERS, SMEM_CAPACITY, Sm90Resources, resources
+from quack.sm90.resources import MMA_REGISTERS, SMEM_CAPACITY, resources
 from quack.split_k import SplitKMode
 from tests.unit.ledger import full_epilogue, gemm, operands
 
@@ -30,7 +31,7 @@ def changed(a: Any = None, b: Any = None, d: Any = None) -> OperandSpecs:
     )
 
 
-def budget_of(spec: GemmSpec) -> Sm90Resources:
+def budget_of(spec: GemmSpec) -> GemmResources:
     return resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
 
 

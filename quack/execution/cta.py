@@ -1,0 +1,39 @@
+"""What every role of one CTA knows, and which warps have which role."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional
+
+import cutlass.cute as cute
+from cutlass import Int32
+from cutlass.pipeline import PipelineAsync
+
+from ..gemm_base import Operands
+
+LOAD_WARP = 0
+DRAW_WARP = 1
+LOAD_C_WARP = 2
+GATHER_WARP = 3  # helps LOAD_WARP
+
+
+class SmemTensors(NamedTuple):
+    """Staged shared memory. c and scratch are None where unused."""
+
+    a: cute.Tensor  # (tile_m, tile_k, ab_stages)
+    b: cute.Tensor  # (tile_n, tile_k, ab_stages)
+    c: Optional[cute.Tensor]  # (slab_m, epi_n, c_stages)
+    outputs: tuple  # D and the mixins' tile outputs: (slab_m, columns, warpgroups * d_stages), None where not by TMA
+    scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup
+
+
+@dataclass(frozen=True)
+class CtaContext:
+    """What every role of one CTA knows. No state that advances lives here."""
+
+    operands: Operands
+    smem: SmemTensors
+    ab: PipelineAsync
+    c: Optional[PipelineAsync]
+    works: Any  # LocalStream or RingStream
+    problem: Any  # the adapter's params
+    cta_m: Int32
+    cta_n: Int32

@@ -1,0 +1,125 @@
+"""The warps that fill shared memory by TMA."""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_state
+
+from ..gemm_problem_adapter import NO_PROBLEM, Operand
+from ..gemm_work import WorkDesc
+from ..split_k_combine import is_last_part
+from .cta import CtaContext
+from .transport import OperandTransport, partition_load
+
+
+class LoadRoles(OperandTransport):
+    """Loads of A and B, and of C."""
+
+    @cute.jit
+    def load_operands(self, cta: CtaContext):
+        """Warp 0: stream the k tiles of every work through the A/B ring."""
+        state = make_pipeline_state(PipelineUserType.Producer, self.resources.ab_stages)
+        held = Int32(NO_PROBLEM)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            held = self.acquire(cta.problem, (Operand.A, Operand.B), cursor.work, held)
+            state = self.load_work(cta, cursor.work, state)
+            cursor = cta.works.next(cursor)
+        cute.arch.griddepcontrol_launch_dependents()
+        cta.ab.producer_tail(state)
+
+    @cute.jit
+    def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
+        """A and B tiles of one work; multicast A along cluster N and B along cluster M."""
+        tile_m, _, tile_k = self.tile_mnk
+        cluster_m, cluster_n = self.cluster_mn
+        cluster = cute.make_layout((cluster_m, cluster_n, 1))
+        a_mask = b_mask = None
+        coordinate = (cta.cta_m, cta.cta_n, 0)
+        if cutlass.const_expr(cluster_n > 1):
+            a_mask = cute.make_layout_image_mask(cluster, coordinate, mode=1)
+        if cutlass.const_expr(cluster_m > 1):
+            b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=0)
+        mA = self.operand(cta.problem, Operand.A, cta.operands.a.tensor, work)
+        gA = cute.local_tile(mA, (tile_m, tile_k), (work.tile_m, None))  # (tile_m, tile_k, k tiles)
+        tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
+        tBsB, tBgB = self.partition_b(cta, work)
+        a_descriptor = self.descriptor(cta.problem, Operand.A, work)
+        b_descriptor = self.descriptor(cta.problem, Operand.B, work)
+        first, count = self.k_range(cta.problem, work, tile_k)
+        for step in cutlass.range(count, unroll=1):
+            k_tile = first + step
+            cta.ab.producer_acquire(state)
+            full = cta.ab.producer_get_barrier(state)
+            cute.copy(
+                cta.operands.a.atom,
+                tAgA[None, k_tile],
+                tAsA[None, state.index],
+                tma_bar_ptr=full,
+                mcast_mask=a_mask,
+                tma_desc_ptr=a_descriptor,
+            )
+            cute.copy(
+                cta.operands.b.atom,
+                tBgB[None, k_tile],
+                tBsB[None, state.index],
+                tma_bar_ptr=full,
+                mcast_mask=b_mask,
+                tma_desc_ptr=b_descriptor,
+            )
+            state.advance()
+        return state
+
+    def partition_b(self, cta: CtaContext, work: WorkDesc):
+        """(smem, gmem) of this CTA's share of the B tiles of one work: (TMA, STAGE), (TMA, k tiles)."""
+        _, tile_n, tile_k = self.tile_mnk
+        mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
+        gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))  # (tile_n, tile_k, k tiles)
+        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, self.config.cluster_m)
+
+    @cute.jit
+    def load_c(self, cta: CtaContext):
+        """Warp 2: stream the subtiles of C in the order in which the MMA warpgroups drain."""
+        state = make_pipeline_state(PipelineUserType.Producer, self.resources.c_stages)
+        held = Int32(NO_PROBLEM)
+        cursor = cta.works.first()
+        while cursor.work.is_valid:
+            held = self.acquire(cta.problem, (Operand.C,), cursor.work, held)
+            if cutlass.const_expr(self.combines):
+                if is_last_part(cursor.work):
+                    state = self.load_c_work(cta, cursor.work, state)
+            else:
+                state = self.load_c_work(cta, cursor.work, state)
+            cursor = cta.works.next(cursor)
+        cta.c.producer_tail(state)
+
+    @cute.jit
+    def load_c_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
+        """Subtiles of one work. Sharing warpgroups drain in lock step: slab round r, subtile e, then warpgroup g."""
+        tile_m, tile_n, _ = self.tile_mnk
+        epi_n, slab_m = self.resources.epi_n, self.layout_class.slab_m
+        mC = self.operand(cta.problem, Operand.C, cta.operands.c.tensor, work)
+        descriptor = self.descriptor(cta.problem, Operand.C, work)
+        for slab_round in cutlass.range_constexpr(self.resources.slabs):
+            for subtile in cutlass.range_constexpr(tile_n // epi_n):
+                for sharer in cutlass.range_constexpr(self.sharing):
+                    slab = slab_round * self.sharing + sharer
+                    gC = cute.local_tile(
+                        mC,
+                        (slab_m, epi_n),
+                        (
+                            work.tile_m * (tile_m // slab_m) + slab,
+                            work.tile_n * (tile_n // epi_n) + subtile,
+                        ),
+                    )
+                    tCsC, tCgC = partition_load(cta.operands.c.atom, cta.smem.c, gC, 0, 1)
+                    cta.c.producer_acquire(state)
+                    cute.copy(
+                        cta.operands.c.atom,
+                        tCgC,
+                        tCsC[None, state.index],
+                        tma_bar_ptr=cta.c.producer_get_barrier(state),
+                        tma_desc_ptr=descriptor,
+                    )
+                    state.advance()
+        return state

@@ -1,0 +1,164 @@
+"""Where operands are kept on their way: TMA descriptors, shared memory, the pipelines between roles, the stream of works."""
+
+from collections.abc import Callable
+from typing import ClassVar, Optional
+
+import cutlass.cute as cute
+from cutlass import Float32, Int32, pipeline
+from cutlass.cute.nvgpu import cpasync
+from cutlass.pipeline import PipelineTmaAsync
+from cutlass.tensor_utils import LayoutEnum
+from cutlass.utils import sm90 as sm90_utils
+
+from ..cute_dtype import CUTE_DTYPE
+from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
+from ..gemm_config import OperandSpec
+from ..gemm_port import PortKind, scratch_bytes, tile_layouts
+from ..gemm_problem_adapter import Operand
+from ..gemm_resources import WORK_RING_STAGES, GemmResources
+from ..work_stream import LocalStream, RingStream, WorkRing
+from .cta import SmemTensors
+from .line_copier import GATHER_WARPS
+
+SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
+
+
+class OperandTransport(GemmBase):
+    """Operands in shared memory, and what moves them. An arch kernel names the function that counts its `resources`."""
+
+    budget: ClassVar[Callable[..., GemmResources]]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scratch_words = scratch_bytes(self.epilogue_specs, self.config) // 4  # of one draining warpgroup
+        self.resources = self.budget(self.specs, self.config, self.fast_accum, self.epilogue_specs)
+        self.tile_output_specs = tile_layouts(self.epilogue_specs, PortKind.TILE_OUTPUT)
+        if self.resources.ab_stages < 2:
+            raise ValueError(f"{self.config} leaves room for {self.resources.ab_stages} operand stages")
+
+    # ---- host set-up ----------------------------------------------------------------------------------------------
+    def smem_layout_a(self):
+        return sm90_utils.make_smem_layout_a(
+            operand_layout(self.specs.a), self.tile_mnk, self.a_dtype, self.resources.ab_stages
+        )
+
+    def smem_layout_b(self):
+        return sm90_utils.make_smem_layout_b(
+            operand_layout(self.specs.b), self.tile_mnk, self.b_dtype, self.resources.ab_stages
+        )
+
+    def subtile_of(self, spec: OperandSpec) -> tuple[int, int]:
+        """(rows, columns) of an operand's part of an epilogue subtile."""
+        return self.layout_class.slab_m, self.resources.epi_n // (2 if spec.is_halved else 1)
+
+    def smem_layout_epilogue(self, spec: OperandSpec, stages: int):
+        dtype = CUTE_DTYPE[spec.dtype]
+        return sm90_utils.make_smem_layout_epi(dtype, operand_layout(spec), self.subtile_of(spec), stages)
+
+    def make_output(self, spec: OperandSpec, tensor: cute.Tensor) -> TmaOperand:
+        """TMA store of one epilogue subtile, or plain memory."""
+        if not spec.is_tma:
+            return TmaOperand(None, tensor)
+        layout = cute.slice_(self.smem_layout_epilogue(spec, 1), (None, None, 0))
+        described = self.tma_tensor(Operand.D, tensor)
+        store = cpasync.CopyBulkTensorTileS2GOp()
+        return TmaOperand(*cpasync.make_tiled_tma_atom(store, described, layout, self.subtile_of(spec)))
+
+    def make_operands(self, mA, mB, mC, mD, tiles: dict[PortKind, list]) -> Operands:
+        """TMA atoms for everything that TMA can address."""
+        tile_m, tile_n, tile_k = self.tile_mnk
+        cluster_m, cluster_n = self.cluster_mn
+        tA, tB = self.tma_tensor(Operand.A, mA), self.tma_tensor(Operand.B, mB)
+        a = TmaOperand(None, mA)
+        if not self.gathers_a:
+            a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
+        b = make_load_operand(tB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
+        c = None
+        if self.specs.c is not None:
+            c = TmaOperand(None, mC)
+            if self.specs.c.is_tma:
+                tC = self.tma_tensor(Operand.C, mC)
+                c = make_load_operand(tC, self.smem_layout_epilogue(self.specs.c, 1), self.subtile_of(self.specs.c), 1)
+        d = self.make_output(self.specs.d, mD)
+        outputs = [self.make_output(s, t) for s, t in zip(self.tile_output_specs, tiles[PortKind.TILE_OUTPUT])]
+        return Operands(a, b, c, d, tuple(tiles[PortKind.TILE_INPUT]), tuple(outputs))
+
+    def allocate_smem(self, allocator) -> SmemTensors:
+        """Everything but barriers, in the order and sizes that `resources` counted."""
+
+        def staged(dtype, layout):
+            return allocator.allocate_tensor(dtype, layout.outer, SMEM_ALIGN, swizzle=layout.inner)
+
+        a = staged(self.a_dtype, self.smem_layout_a())
+        b = staged(self.b_dtype, self.smem_layout_b())
+        c = scratch = None
+        if self.resources.c_stages:
+            c = staged(self.c_dtype, self.smem_layout_epilogue(self.specs.c, self.resources.c_stages))
+        stages = self.warpgroups * self.resources.d_stages
+        outputs = [
+            staged(CUTE_DTYPE[spec.dtype], self.smem_layout_epilogue(spec, stages)) if spec.is_tma else None
+            for spec in (self.specs.d, *self.tile_output_specs)
+        ]
+        if self.scratch_words:
+            scratch = allocator.allocate_tensor(Float32, cute.make_layout(self.warpgroups * self.scratch_words), 16)
+        return SmemTensors(a, b, c, tuple(outputs), scratch)
+
+    def make_pipelines(self, barriers) -> tuple[PipelineTmaAsync, Optional[PipelineTmaAsync]]:
+        """A/B ring (multicast over the cluster) and C ring (local to the CTA)."""
+        cluster_m, cluster_n = self.cluster_mn
+        tile_m, tile_n, tile_k = self.tile_mnk
+        a_bytes, copiers = tile_k * tile_m * self.a_dtype.width // 8, 0
+        if self.gathers_a:
+            a_bytes, copiers = 0, GATHER_WARPS
+        ab = PipelineTmaAsync.create(
+            num_stages=self.resources.ab_stages,
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + copiers),
+            consumer_group=pipeline.CooperativeGroup(
+                pipeline.Agent.Thread, 4 * self.sharing * (cluster_m + cluster_n - 1)
+            ),
+            tx_count=a_bytes + tile_k * tile_n * self.b_dtype.width // 8,
+            barrier_storage=barriers,
+            cta_layout_vmnk=cute.make_layout((1, cluster_m, cluster_n, 1)),
+            defer_sync=True,
+        )
+        if not self.resources.c_stages:
+            return ab, None
+        c = PipelineTmaAsync.create(
+            num_stages=self.resources.c_stages,
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+            consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
+            tx_count=self.layout_class.slab_m * self.resources.epi_n * self.c_dtype.width // 8,
+            barrier_storage=barriers + 2 * self.resources.ab_stages,
+            cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)),
+            defer_sync=True,
+        )
+        return ab, c
+
+    def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):
+        """How this CTA's roles learn their works."""
+        if not self.scheduler.is_broadcast:
+            return LocalStream(self.scheduler, schedule, cta_m, cta_n)
+        loaders = (2 if self.gathers_a else 1) if self.multiplies else 0
+        readers = loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
+        first = 2 * (self.resources.ab_stages + self.resources.c_stages)
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
+        return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
+
+
+def operand_layout(spec: OperandSpec) -> LayoutEnum:
+    """CuTe's name for the contiguous mode; ROW_MAJOR means that the inner mode (K, or N for C and D) is contiguous."""
+    return LayoutEnum.ROW_MAJOR if is_inner_major(spec) else LayoutEnum.COL_MAJOR
+
+
+def make_load_operand(tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
+    """TMA load atom for `tile`; with multicast each CTA fetches 1/multicast of the tile and sends it to all."""
+    op = cpasync.CopyBulkTensorTileG2SOp() if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp()
+    layout = cute.slice_(staged_layout, (None, None, 0))
+    return TmaOperand(*cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast))
+
+
+def partition_load(atom, smem: cute.Tensor, gmem: cute.Tensor, cta: Int32, ctas: int):
+    """(smem, gmem) as this CTA of the multicast group loads them: (TMA, STAGE), (TMA, REST)."""
+    return cpasync.tma_partition(
+        atom, cta, cute.make_layout(ctas), cute.group_modes(smem, 0, 2), cute.group_modes(gmem, 0, 2)
+    )
