@@ -25,7 +25,12 @@ from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
-STREAMED = ("rms", "rms with C", "norm and swiglu", "gelu, preact stored")  # epilogues that stream-K is kept with as well
+STREAMED = (
+    "rms",
+    "rms with C",
+    "norm and swiglu",
+    "gelu, preact stored",
+)  # epilogues that stream-K is kept with as well
 
 
 def operands(ab: Dtype = Dtype.BF16, d: Dtype = Dtype.BF16, majors: str = "kkn", **d_changes: Any) -> OperandSpecs:
