@@ -9,7 +9,7 @@ import torch
 
 import quack
 from quack import ops
-from quack.gemm_epilogue_plan import SLAB_M
+from quack.gemm_resources import SLAB_M
 
 NAN = float("nan")
 

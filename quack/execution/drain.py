@@ -57,7 +57,7 @@ class DrainRole(GatherRoles):
             scratch = cute.make_tensor(first, cute.make_layout(self.scratch_words))
         return EpilogueContext(
             problem=work.problem,
-            row=work.tile_m * self.config.tile_m,
+            row=work.tile_m * self.config.cta_tile_m,
             col=work.tile_n * self.config.tile_n,
             rows=shape.m,
             cols=shape.n,

@@ -67,9 +67,9 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
         plan = combining(combine, plan)
     kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
-    kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
+    kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum, spec.cancels)
     counter = None
-    if spec.config.is_dynamic_persistent:
+    if spec.config.is_dynamic_persistent and not spec.cancels:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for port in present_ports(spec.epilogue))
     arguments = tuple(_fake_argument(kind) for kind in adapter.arguments.values())
@@ -340,6 +340,7 @@ def _spilled_bytes(remarks: str) -> int:
 
 def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
     """Compile for `spec.arch` without a GPU and report what the ledger keeps; in this process."""
+    execution = ARCHES[spec.arch].execution
     with tempfile.TemporaryDirectory() as scratch, _in_process:
         remarks = Path(scratch) / "remarks.yaml"
         start = time.perf_counter()
@@ -355,7 +356,7 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
         "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
         "spill_bytes": _spilled_bytes(report),
         "smem_bytes": max(map(int, allocated)),
-        "wgmma": ptx.count("wgmma.mma_async"),
+        execution.mma: len(re.findall(rf"\b{re.escape(execution.mnemonic)}\.", ptx)),
         "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_store": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "compile_s": round(seconds, 2),
