@@ -32,6 +32,12 @@ from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
+STREAMED = (
+    "rms",
+    "rms with C",
+    "norm and swiglu",
+    "gelu, preact stored",
+)  # epilogues that stream-K is kept with as well
 
 
 def operands(ab: Dtype = Dtype.BF16, d: Dtype = Dtype.BF16, majors: str = "kkn", **d_changes: Any) -> OperandSpecs:
@@ -184,6 +190,10 @@ def hopper() -> dict[str, GemmSpec]:
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
     rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms(), *activations())}
+    for name, spec in (*norms(), *activations()):
+        streamed = split_spec(spec, SplitKMode.STREAM)
+        if name in STREAMED and legality(streamed).ok:
+            add(f"{name} split stream", streamed)
     return rows
 
 
