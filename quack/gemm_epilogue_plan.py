@@ -26,7 +26,7 @@ from cutlass.pipeline import PipelineState
 from .dsl.barrier import sync_warpgroup
 from .dsl.convert import convert_pair
 from .epilogue.accumulators import Accumulators
-from .epilogue.protocol import EpilogueContext, EpilogueFragment, load_elements
+from .epilogue.protocol import EpilogueContext, EpilogueFragment, has_contiguous_rows, load_elements
 
 
 class EpilogueState(NamedTuple):
@@ -187,10 +187,7 @@ def copy_to_stage(ctx: EpilogueContext, output: TileStore, fragment: cute.Tensor
     """Round to the output's dtype and write to its shared memory. All threads of the warpgroup."""
     values = cute.make_rmem_tensor(fragment.shape, output.dtype)
     values.store(fragment.load().to(output.dtype))
-    thread_copy = output.copy.get_slice(ctx.thread)
-    tRS_sD = thread_copy.partition_D(output.smem)  # (R2S, R2S_M, R2S_N, STAGE)
-    layout = cute.make_layout(cute.shape(thread_copy.partition_S(output.smem))[:3])
-    cute.copy(output.copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+    ctx.layout.write_stage(output.copy, values, output.smem, stage)
 
 
 @cute.jit
@@ -211,6 +208,9 @@ def store_stage(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment,
 @cute.jit
 def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
     """An output whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
+    if cutlass.const_expr(ctx.layout.turns and has_contiguous_rows(output.tensor)):
+        store_turned(ctx, output, frag, fragment)
+        return
     coordinates = ctx.slab_coordinates()
     d, base = output.tensor, frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
@@ -228,18 +228,35 @@ def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragme
 
 
 @cute.jit
+def store_turned(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
+    """`store_elements` of contiguous rows by threads that hold rows."""
+    values = cute.make_rmem_tensor(fragment.shape, output.dtype)
+    values.store(fragment.load().to(output.dtype))
+    ctx.layout.turn(values)
+    places = ctx.layout.turned_places(cute.size(values), output.dtype.width)
+    d, rows, cols = output.tensor, ctx.rows, ctx.cols
+    row, col = ctx.row + ctx.slab_rows[frag.slab], ctx.col + ctx.layout.columns_before(frag.base)
+    if cutlass.const_expr(output.is_wanted is not None):
+        rows = rows if output.is_wanted else Int32(0)
+    if cutlass.const_expr(output.is_halved):
+        col, cols = col // 2, cols // 2
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m, n = places[v][0] + row, places[v][1] + col
+        if m < rows and n < cols:
+            d[m, n] = values[v]
+
+
+@cute.jit
 def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: PipelineState) -> cute.Tensor:
     """C from the shared-memory ring that the C load warp fills; the caller advances `state`."""
     io.c_pipeline.consumer_wait(state)
-    tSR_sC = io.copy_c.get_slice(ctx.thread).partition_D(io.sC)[None, None, None, state.index]
-    tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, io.sC.element_type)
-    cute.autovec_copy(tSR_sC, tSR_rC)
+    rC = ctx.layout.read_stage(io.copy_c, io.sC, state.index)
     # Reads before the arrival are not ordered before TMA's next write, which is of the async proxy, unless a fence says so.
     cute.arch.fence_proxy("async.shared", space="cta")
     cute.arch.sync_warp()
     io.c_pipeline.consumer_release(state)
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
-    flat = cute.make_tensor(tSR_rC.iterator, frag.acc.layout)
+    flat = cute.make_tensor(rC.iterator, frag.acc.layout)
     values.store(flat.load().to(Float32))
     return values
 

@@ -92,8 +92,20 @@ class MmaFragment(FragmentLayout):
         layout = LayoutEnum.ROW_MAJOR if spec.major is Major.INNER else LayoutEnum.COL_MAJOR
         return self._stepwise(sm90_utils.sm90_get_smem_store_op(layout, CUTE_DTYPE[spec.dtype], Float32))
 
+    def write_stage(self, copy: cute.TiledCopy, values: cute.Tensor, smem: cute.Tensor, stage: Int32) -> None:
+        thread_copy = copy.get_slice(self.thread)
+        tRS_sD = thread_copy.partition_D(smem)  # (R2S, R2S_M, R2S_N, STAGE)
+        layout = cute.make_layout(cute.shape(thread_copy.partition_S(smem))[:3])
+        cute.copy(copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+
     def load_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
         return self._stepwise(cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), CUTE_DTYPE[spec.dtype]))
+
+    def read_stage(self, copy: cute.TiledCopy, smem: cute.Tensor, stage: Int32) -> cute.Tensor:
+        tSR_sC = copy.get_slice(self.thread).partition_D(smem)[None, None, None, stage]
+        tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, smem.element_type)
+        cute.autovec_copy(tSR_sC, tSR_rC)
+        return tSR_rC
 
     def _stepwise(self, atom: cute.CopyAtom) -> cute.TiledCopy:
         """In steps of 64 x 16, what one stmatrix x4 of 4 warps covers, so that it partitions subtiles narrower than the MMA."""

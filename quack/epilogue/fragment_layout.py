@@ -13,7 +13,7 @@ subtile, `base` the first's v. Mixins never see any of this: they ask `EpilogueC
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32
@@ -70,6 +70,10 @@ class FragmentLayout(ABC):
         """Elements of one thread in a slab with so many columns."""
         return cls.slab_m * columns // WARPGROUP_THREADS
 
+    turns: ClassVar[bool] = False
+    """Whether the lanes of a warp hold elements of different rows, so that elements of contiguous rows in global memory are
+    better moved after a `turn`."""
+
     # ---- where the elements are ---------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -110,15 +114,32 @@ class FragmentLayout(ABC):
     def halve(self, fragment: cute.Tensor, function: Callable[[Float32, Float32], Float32]) -> cute.Tensor:
         """A fragment of half as many columns: column j is function(column 2j, column 2j + 1), in the same layout."""
 
+    def turn(self, values: cute.Tensor) -> None:
+        """Where `turns`: exchange a fragment, of a dtype that has 8, 16 or 32 bits, within warps such that lanes of one register
+        hold neighbours in a row, or put a fragment back that was exchanged."""
+        raise NotImplementedError
+
+    def turned_places(self, columns: int, width: int) -> list[tuple[Int32, Int32]]:
+        """Where `turns`: (row, column) within the subtile of the elements after `turn`. width: bits of the dtype."""
+        raise NotImplementedError
+
     # ---- transport ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def store_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
-        """Registers, of the operand's dtype in fragment order, -> shared memory (slab_m, columns) of that operand."""
+    def store_copy(self, spec: OperandSpec, columns: int) -> Any:
+        """What `write_stage` needs to know, once a tile, about an output with subtiles of (slab_m, columns)."""
 
     @abstractmethod
-    def load_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
-        """Whose `partition_D` of shared memory (slab_m, columns) is this thread's elements in fragment order."""
+    def write_stage(self, copy: Any, values: cute.Tensor, smem: cute.Tensor, stage: Int32) -> None:
+        """A fragment of the output's dtype -> smem[:, :, stage], (slab_m, columns) in the layout that TMA takes."""
+
+    @abstractmethod
+    def load_copy(self, spec: OperandSpec, columns: int) -> Any:
+        """As `store_copy`, for `read_stage`."""
+
+    @abstractmethod
+    def read_stage(self, copy: Any, smem: cute.Tensor, stage: Int32) -> cute.Tensor:
+        """smem[:, :, stage] -> a fragment of its dtype; the inverse of `write_stage`."""
 
 
 class Exchange(NamedTuple):

@@ -469,6 +469,9 @@ class EpilogueContext:
 def load_elements(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragment) -> cute.Tensor:
     """Predicated element loads of a (M, N) view as fp32; 0 outside the problem."""
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
+    if cutlass.const_expr(ctx.layout.turns and has_contiguous_rows(tensor)):
+        values.store(load_turned(tensor, ctx, frag).load().to(Float32))
+        return values
     coordinates = ctx.slab_coordinates()
     base = frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
@@ -479,6 +482,29 @@ def load_elements(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragm
         if m < rows and n < cols:
             value = tensor[m, n].to(Float32)
         values[v] = value
+    return values
+
+
+def has_contiguous_rows(tensor: cute.Tensor) -> bool:
+    """Whether the elements of a row of a (M, N) view are known to be neighbours in memory."""
+    stride = tensor.stride[1]
+    return isinstance(stride, int) and stride == 1
+
+
+@cute.jit
+def load_turned(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragment) -> cute.Tensor:
+    """`load_elements` of contiguous rows by threads that hold rows; of the tensor's dtype."""
+    values = cute.make_rmem_tensor(frag.acc.shape, tensor.element_type)
+    places = ctx.layout.turned_places(cute.size(values), tensor.element_type.width)
+    rows, cols = ctx.rows, ctx.cols
+    row, col = ctx.row + ctx.slab_rows[frag.slab], ctx.col + ctx.layout.columns_before(frag.base)
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m, n = places[v][0] + row, places[v][1] + col
+        value = tensor.element_type(0.0)
+        if m < rows and n < cols:
+            value = tensor[m, n]
+        values[v] = value
+    ctx.layout.turn(values)
     return values
 
 

@@ -340,6 +340,7 @@ def _spilled_bytes(remarks: str) -> int:
 
 def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
     """Compile for `spec.arch` without a GPU and report what the ledger keeps; in this process."""
+    execution = ARCHES[spec.arch].execution
     with tempfile.TemporaryDirectory() as scratch, _in_process:
         remarks = Path(scratch) / "remarks.yaml"
         start = time.perf_counter()
@@ -355,7 +356,7 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
         "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
         "spill_bytes": _spilled_bytes(report),
         "smem_bytes": max(map(int, allocated)),
-        "wgmma": ptx.count("wgmma.mma_async"),
+        execution.mma: len(re.findall(rf"\b{re.escape(execution.mnemonic)}\.", ptx)),
         "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_store": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "compile_s": round(seconds, 2),

@@ -25,6 +25,7 @@ from .epilogue import Term
 from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, clusters_to_launch, describe_request
+from .residency import cluster_count
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
 from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
@@ -115,7 +116,7 @@ class GroupedLaunch:
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
         works = sum(_works(p.shape, config) for p in self.problems)
         self.clusters = max(1, clusters_to_launch(spec, device.sms, works))
-        splits = min(options.split_k or 1, device.sms // (config.cluster_m * config.cluster_n))
+        splits = min(options.split_k or 1, cluster_count(config, device.sms))
         self.split: Optional[SplitPlan] = None
         if splits > 1:
             self.split = SplitPlan(spec, options.split_k_mode, works, splits, device)

@@ -28,6 +28,7 @@ from .operands import (
     overlaps,
 )
 from .problem_order import check_permutation
+from .residency import cluster_count
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -184,8 +185,7 @@ class GemmPlan:
 
 def clusters_to_launch(spec: GemmSpec, sms: int, works: int = MAX_CLUSTERS) -> int:
     """At most: those that the device holds at once, or one for each work if most are to be cancelled. works: an upper bound."""
-    config = spec.config
-    return works if spec.cancels else min(max(sms // (config.cluster_m * config.cluster_n), 1), works)
+    return works if spec.cancels else min(cluster_count(spec.config, sms), works)
 
 
 class EmptyPlan:
@@ -275,7 +275,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         )
     if splits > 1:
         legality(spec).require()  # before its cluster size is used
-        splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
+        splits = min(splits, cluster_count(config, device.sms))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
     total_m = request.out.shape[0] if shape.is_ragged_m else None

@@ -12,6 +12,7 @@ from ..split_k import SplitKMode
 from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function
+from .residency import cluster_count
 from .spec import STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
 
 _COMBINE = "quack.split_k_combine:"
@@ -114,7 +115,7 @@ class SplitPlan:
         self.memory = split_memory(spec, works, splits)
         self.is_zeroed = mode is SplitKMode.PARALLEL
         self.function = get_function(spec, device.is_emulated)
-        self.clusters = device.sms // (config.cluster_m * config.cluster_n)
+        self.clusters = cluster_count(config, device.sms)
         self.sum_up: Optional[Callable[..., None]] = None
         if mode is SplitKMode.SEPARATE:
             self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)

@@ -27,7 +27,7 @@ TORCH = {
     Dtype.FP32: torch.float32,
     Dtype.E4M3: torch.float8_e4m3fn,
 }
-SHAPE = (200, 240)  # a whole tile and parts of one in both directions; of 16 bytes, which is what TMA writes at once
+SHAPE = (208, 240)  # a whole tile and part of one in both directions; lines are whole 16 bytes, which TMA writes as one
 BEYOND = 12345.0  # what accumulators hold outside the problem
 SEED = 1234567
 KINDS = {"mma": {"by_row": False}, "row": {"by_row": True}, "row, in memory": {"by_row": True, "is_in_memory": True}}
@@ -50,7 +50,10 @@ def fake(tensor: Optional[torch.Tensor], align: int = 16) -> Any:
     if tensor is None:
         return None
     dtype = next(CUTE_DTYPE[d] for d, t in TORCH.items() if t is tensor.dtype)
-    return cute_runtime.make_fake_tensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), assumed_align=align)
+    divisibility = max(1, align // tensor.element_size())
+    strides = tuple(1 if s == 1 else cute.sym_int64(divisibility=divisibility) for s in tensor.stride())
+    shape = tuple(cute.sym_int() for _ in tensor.shape)
+    return cute_runtime.make_fake_tensor(dtype, shape, strides, assumed_align=max(align, tensor.element_size()))
 
 
 class Results(NamedTuple):
@@ -114,7 +117,7 @@ class Epilogue:
             tuple(fake(t, 16 if s.is_tma else t.element_size()) for s, t in zip(drain.outputs, outputs)),
             tuple(fake(t, 4) for t in inputs) or None,
             others and tuple(cutlass.Int32(a) if isinstance(a, int) else fake(a, 4) for a in others),
-            fake(spill),
+            cute_runtime.make_fake_tensor(cutlass.Float32, tuple(spill.shape), spill.stride(), assumed_align=16),
             cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
             options=emulator.compile_options("sm90"),
         )
@@ -148,15 +151,10 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 rows_and_memory = pytest.mark.parametrize("kind", list(KINDS.values())[1:], ids=list(KINDS)[1:])
 
-STORES = [
-    matrix(dtype, major, align=align)
-    for dtype in TORCH
-    for major in Major
-    for align in (16, dtype.bytes)
-    if not (dtype is Dtype.E4M3 and major is Major.OUTER and align == 16)
-]
+STORES = [matrix(dtype, major, align=align) for dtype in TORCH for major in Major for align in (16, dtype.bytes)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("d", STORES, ids=lambda s: f"{s.dtype.value} {s.major.value} {s.align}")
 def test_stores(x: torch.Tensor, d: OperandSpec):
     for epi_n, tile_n in ((32, 96),) if d.dtype is Dtype.FP32 else ((64, 128), (16, 48)):
@@ -164,6 +162,7 @@ def test_stores(x: torch.Tensor, d: OperandSpec):
         assert same(result.d, x.to(TORCH[d.dtype]))
 
 
+@pytest.mark.one_in(5)
 @kinds
 @pytest.mark.parametrize("major", Major, ids=lambda m: m.value)
 @pytest.mark.parametrize("dtype", [Dtype.BF16, Dtype.FP32], ids=lambda d: d.value)
@@ -188,6 +187,7 @@ def test_linear(x: torch.Tensor, kind: dict, major: Major, dtype: Dtype):
     assert same(result.d, expected) and same(result.tiles[0], expected)
 
 
+@pytest.mark.one_in(2)
 @kinds
 @pytest.mark.parametrize("epi_n", [16, 32, 64])
 def test_reductions(x: torch.Tensor, kind: dict, epi_n: int):
@@ -225,6 +225,7 @@ def test_log_sum_exp(x: torch.Tensor, kind: dict):
     torch.testing.assert_close(cols.double(), whole.view(2, 128, 256).logsumexp(1)[:, : SHAPE[1]], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(5)
 @kinds
 @pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize("epi_n", [16, 64])
@@ -241,6 +242,7 @@ def test_stochastic_rounding(kind: dict, is_transposed: bool, epi_n: int):
     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.one_in(2)
 @kinds
 @pytest.mark.parametrize(
     "d", [matrix(Dtype.BF16, is_halved=True), matrix(Dtype.FP32, Major.OUTER, is_halved=True)], ids=str

@@ -69,6 +69,7 @@ LAYERS = {
     "quack.gemm_reduction": 6,
     "quack.rms_final_reduce": 6,
     "quack.gemm_symmetry": 6,
+    "quack.capabilities": 6,
     "quack.linear": 6,
     "quack.mlp": 6,
     "quack.kda": 6,
