@@ -24,7 +24,7 @@ TURNS = GemmConfig(128, 128, 32, pingpong=True, cluster_m=1)
 SHARED = GemmConfig(256, 128, 32, cluster_m=1)
 
 
-@pytest.mark.one_in(30)
+@pytest.mark.one_in(40)
 @pytest.mark.filterwarnings("ignore:.*Everything.* spills")
 @pytest.mark.parametrize(
     "family, case",
@@ -65,12 +65,12 @@ def test_operands_that_mma_sync_reads(case: Case):
 
 @pytest.mark.parametrize("config", [TURNS, SHARED], ids=["pingpong", "cooperative"])
 def test_random_schedules_give_the_same_bits(config: GemmConfig):
-    case = Case("schedules", 200, 136, 136, c="bf16", bias="bf16", config=config)
+    case = Case("schedules", 136, 136, 104, c="bf16", bias="bf16", config=config)
     t = operands(case, "cpu")
     results = set()
     for schedule in ("eager", "latest", *(f"random:{seed}" for seed in range(10))):
         poison(t.out.buffer)
-        with quack.emulator.use("sm120", schedule=schedule, checks=("all", "refills"), sms=2):
+        with quack.emulator.use("sm120", schedule=schedule, checks=("all", "refills"), sms=1):
             launch(case, t)
         results.add(t.out.tensor.contiguous().view(torch.uint8).numpy().tobytes())
     assert len(results) == 1
@@ -79,8 +79,8 @@ def test_random_schedules_give_the_same_bits(config: GemmConfig):
 @pytest.mark.parametrize("config", [TURNS, SHARED], ids=["pingpong", "cooperative"])
 def test_compiled_for_hopper(config: GemmConfig):
     """Which runs it in tests/gpu."""
-    case = Case("for hopper", 200, 136, 136, c="bf16", bias="bf16", config=config)
-    with quack.emulator.use("sm90", schedule="latest", checks=("all", "refills"), sms=2), kernels_of("sm_120a"):
+    case = Case("for hopper", 136, 136, 104, c="bf16", bias="bf16", config=config)
+    with quack.emulator.use("sm90", schedule="latest", checks=("all", "refills"), sms=1), kernels_of("sm_120a"):
         run_dense(case, "cpu")
 
 
@@ -110,8 +110,7 @@ def reports(monkeypatch) -> list[emulator.Report]:
     return found
 
 
-@pytest.mark.parametrize("schedule", ["latest", "random:1", "random:2"])
-@pytest.mark.parametrize("kind", DRAWN_CASES)
+@pytest.mark.parametrize("kind, schedule", [("dense", "latest"), *((kind, "random:1") for kind in DRAWN_CASES)])
 def test_drawn_works_are_those_of_cancelled_clusters(kind: str, schedule: str, reports: list[emulator.Report]):
     """One cluster is launched for each work, or more where only the device knows how many there are. Under random schedules
     requests fail now and then, and no tile may be lost; two SMs hold all the clusters that start at first."""
