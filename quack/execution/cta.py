@@ -7,6 +7,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.pipeline import PipelineAsync
 
+from ..draws import CancelDraws
 from ..gemm_base import Operands
 
 LOAD_WARP = 0
@@ -37,3 +38,4 @@ class CtaContext:
     problem: Any  # the adapter's params
     cta_m: Int32
     cta_n: Int32
+    cancels: Optional[CancelDraws] = None  # how works are drawn, if not by the scheduler

@@ -37,6 +37,9 @@ class DrainRole(GatherRoles):
         state = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.sums, state)
         if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
+        elif cutlass.const_expr(self.combines):
+            # Where stores by element (D, partials) end an epilogue that not all works run, ptxas serialises ping-pong wgmma.
+            sync_warpgroup(team.index)
         return state
 
     def partial_tile(self, cta: CtaContext, team: Any, work: WorkDesc) -> PartialTile:

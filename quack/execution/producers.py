@@ -8,6 +8,7 @@ from cutlass import Int32, Int64, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.memory import SmemAllocator
 
+from ..draws import RESPONSE_WORDS, CancelDraws, SchedulerDraws
 from ..gemm_base import Operands
 from ..gemm_resources import WORK_RING_STAGES
 from ..work_stream import slot_words
@@ -28,6 +29,12 @@ class ProducerRoles(GatherRoles):
         barriers = allocator.allocate_array(
             Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
         )
+        cancels = None
+        if cutlass.const_expr(self.cancels):
+            cancels = CancelDraws(
+                allocator.allocate_array(Int64, 1),
+                allocator.allocate_array(Int32, RESPONSE_WORDS, byte_alignment=4 * RESPONSE_WORDS),
+            )
         slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
         ab_pipeline, c_pipeline = self.make_pipelines(barriers)
@@ -36,6 +43,8 @@ class ProducerRoles(GatherRoles):
             if warp == DRAW_WARP:
                 with cute.arch.elect_one():
                     works.ring.initialise()
+                    if cutlass.const_expr(self.cancels):
+                        cancels.initialise()
         cluster_shape = cute.make_layout(self.cluster_mn)
         pipeline.pipeline_init_arrive(cluster_shape, is_relaxed=True)
         if warp == LOAD_WARP:
@@ -44,7 +53,7 @@ class ProducerRoles(GatherRoles):
             cpasync.prefetch_descriptor(operands.b.atom)
         pipeline.pipeline_init_wait(cluster_shape)
         cute.arch.griddepcontrol_wait()
-        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
+        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n, cancels)
 
     @cute.jit
     def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
@@ -61,4 +70,4 @@ class ProducerRoles(GatherRoles):
                 self.load_c(cta)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP and cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster()) == 0:
-                cta.works.draw_all(counter)
+                cta.works.draw_all(SchedulerDraws(counter) if cta.cancels is None else cta.cancels)

@@ -67,7 +67,7 @@ MEASURED_TUNING = Tuning(
     # Ragged M, 8 to 128 groups: tiles drawn from a counter and A multicast along N won everywhere, most with 128 x 128.
     ragged_clusters=((1, 2), (2, 1), (1, 1)),
     gather_clusters=((1, 1),),  # sharing B made copying threads wait for each other: slower at every size tried
-    split_clusters=((2, 2),),
+    split_clusters=((2, 2),),  # deep products of few tiles read every element once then
     symmetric_tiles=((128, True), (64, True), (128, False)),
     smallest=(64, 64, True),
     ragged_cooperative=1.06,  # measured: how much longer cooperative tiles take than their dense efficiency says

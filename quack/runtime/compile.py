@@ -67,9 +67,9 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
         plan = combining(combine, plan)
     kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
-    kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
+    kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum, spec.cancels)
     counter = None
-    if spec.config.is_dynamic_persistent:
+    if spec.config.is_dynamic_persistent and not spec.cancels:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for port in present_ports(spec.epilogue))
     arguments = tuple(_fake_argument(kind) for kind in adapter.arguments.values())

@@ -46,6 +46,7 @@ from .stream_k import StreamPlan
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
+MAX_CLUSTERS = 2**31 - 1  # the kernel takes no more than there are works
 _LINEAR = "quack.epilogue.linear:"
 
 
@@ -135,7 +136,7 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_dynamic",
+        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_counted",
         "shape", "spec", "split", "swapped",
     )  # fmt: skip
 
@@ -154,8 +155,8 @@ class GemmPlan:
         self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec, device.is_emulated) if split is None else split.function
         self.swapped = spec.config.swap_ab
-        self.clusters = cluster_count(spec.config, device.sms)
-        self.is_dynamic = spec.config.is_dynamic_persistent
+        self.clusters = clusters_to_launch(spec, device.sms)
+        self.is_counted = spec.config.is_dynamic_persistent and (split is not None or not spec.cancels)
         self.copy_a, self.copy_b = copies
         self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
 
@@ -175,11 +176,16 @@ class GemmPlan:
             B = aligned_copy(B, self.spec.operands.a if self.swapped else self.spec.operands.b)
         if self.swapped:
             A, B = B, A
-        counter = tile_counter(self.device) if self.is_dynamic else None
+        counter = tile_counter(self.device) if self.is_counted else None
         if self.split is not None:
             self.split.run((A, B, C, out), arguments, ports, counter)
             return
         self.function(A, B, C, out, arguments, ports, counter, self.clusters)
+
+
+def clusters_to_launch(spec: GemmSpec, sms: int, works: int = MAX_CLUSTERS) -> int:
+    """At most: those that the device holds at once, or one for each work if most are to be cancelled. works: an upper bound."""
+    return works if spec.cancels else min(cluster_count(spec.config, sms), works)
 
 
 class EmptyPlan:

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 import quack
+from quack import emulator
 from quack.gemm_config import GemmConfig
 from quack.runtime.device import kernels_of
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import Case, operands, poison
 from tests.emulated.test_gemm import launch
+from tests.grouped_cases import GroupedCase
+from tests.order_cases import OrderCase
+from tests.ragged_cases import RaggedCase
 from tests.sm120_cases import FAMILIES, is_pinned, run_dense
+from tests.split_cases import SplitCase
+from tests.symmetric_cases import symmetric
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
 TURNS = GemmConfig(128, 128, 32, pingpong=True, cluster_m=1)
@@ -70,3 +76,54 @@ def test_random_schedules_give_the_same_bits(config: GemmConfig, target: str):
             launch(case, t)
         results.add(t.out.tensor.contiguous().view(torch.uint8).numpy().tobytes())
     assert len(results) == 1
+
+
+# ---- drawn works: clusters that are cancelled before they start ---------------------------------------------------------
+
+DRAWN = GemmConfig(64, 64, pingpong=True, cluster_m=1, is_dynamic_persistent=True)
+SIZES = (70, 0, 130, 5)
+DRAWN_CASES = {
+    "dense": (Case("drawn", 200, 264, 72, config=DRAWN), 20),
+    "ragged": (RaggedCase("m", SIZES, n=136, k=72, config=DRAWN), 21),
+    "order": (OrderCase(Case("drawn", 72, 136, 72, batch=5, config=DRAWN)), 30),
+    "grouped": (GroupedCase(((136, 72, 136), (1, 16, 8), (0, 16, 16), (33, 200, 72)), dynamic=True, config=DRAWN), 11),
+    "symmetric": (symmetric("drawn", 330, 72, config=DRAWN), 21),
+}
+
+
+@pytest.fixture
+def reports(monkeypatch) -> list[emulator.Report]:
+    """Of every launch."""
+    found, launch_it = [], emulator.launch
+
+    def recorded(*arguments: Any, **options: Any) -> emulator.Report:
+        found.append(launch_it(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(emulator, "launch", recorded)
+    return found
+
+
+@pytest.mark.parametrize("schedule", ["latest", "random:1", "random:2"])
+@pytest.mark.parametrize("kind", DRAWN_CASES)
+def test_drawn_works_are_those_of_cancelled_clusters(kind: str, schedule: str, reports: list[emulator.Report]):
+    """One cluster is launched for each work, or more where only the device knows how many there are. Under random schedules
+    requests fail now and then, and no tile may be lost; two SMs hold all the clusters that start at first."""
+    case, works = DRAWN_CASES[kind]
+    with quack.emulator.use("sm120", schedule=schedule, checks=("all",), sms=2):
+        FAMILIES[kind].run(case, "cpu")
+    assert [kernel.grid for report in reports for kernel in report.kernels][-1] == (works, 1, 1)
+
+
+def test_parts_of_a_tile_are_drawn_from_the_counter(reports: list[emulator.Report]):
+    """They wait for one another, which relies on the order of the draws."""
+    case = SplitCase(Case("drawn", 136, 136, 300, config=DRAWN), 2)
+    with quack.emulator.use("sm120", checks=("all",), sms=SMS):
+        FAMILIES["split"].run(case, "cpu")
+    assert all(kernel.grid[0] <= SMS for report in reports for kernel in report.kernels)
+
+
+def test_hopper_draws_from_the_counter(reports: list[emulator.Report]):
+    with quack.emulator.use("sm90", checks=("all",), sms=SMS), kernels_of("sm_120a"):
+        FAMILIES["dense"].run(DRAWN_CASES["dense"][0], "cpu")
+    assert reports[-1].kernels[-1].grid == (SMS, 1, 1)

@@ -166,6 +166,8 @@ def hopper() -> dict[str, GemmSpec]:
     precise = gemm(GemmConfig(128, 176), fp8, fast_accum=False)
     add("fp8 precise split serial", split_spec(precise, SplitKMode.SERIAL))
     add("fp8 precise split stream", split_spec(precise, SplitKMode.STREAM))
+    for config in (cooperative, pingpong):
+        add("bf16 split stream unaligned D", split_spec(gemm(config, operands(align=2)), SplitKMode.STREAM))
     permuted = replace(gemm(pingpong, batched), is_permuted=True)
     add("bf16 split stream permuted", split_spec(permuted, SplitKMode.STREAM))
     for shape in TILES_16BIT:  # chosen for the shapes of everyday, not for deep products only

@@ -33,6 +33,7 @@ LAYERS = {
     "quack.tile_scheduler": 2,
     "quack.triangular_scheduler": 2,
     "quack.work_stream": 2,
+    "quack.draws": 1,
     "quack.varlen_adapter": 2,
     "quack.search_scheduler": 2,
     "quack.grouped_adapter": 2,
