@@ -40,7 +40,7 @@ class GemmResources:
     c_stages: int
     d_stages: int  # per MMA warpgroup and output
     smem_bytes: int
-    accumulator_registers: int  # with the partial sums of precise fp8 accumulation
+    accumulator_registers: int  # with partial sums (precise fp8 accumulation) and an A multiplied from registers
     mma_registers: int
     producer_registers: int
 

@@ -23,6 +23,7 @@ PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 TILE_M = (64, 128, 192, 256)
 TILE_K_BYTES = (128, 256)
+SWIZZLE_SPANS = (128, 64, 32)  # bytes
 CLUSTER_SIZES = (1, 2, 4)
 MAX_CLUSTER = 4
 INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
@@ -70,9 +71,10 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter in RAGGED_K:
-        if operands.a.dtype.is_fp8 or operands.b.dtype.is_fp8:
+        if operands.a.dtype not in INPUT_16BIT or operands.b.dtype not in INPUT_16BIT:
+            kind, bits = ("fp8", 8) if operands.a.dtype.is_fp8 or operands.b.dtype.is_fp8 else ("fp32", 32)
             yield Legality(
-                "fp8 has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but wgmma reads 8-bit "
+                f"{kind} has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but wgmma reads {bits}-bit "
                 "operands K-major only",
                 "A.bfloat16(), B.bfloat16()",
             )
@@ -196,22 +198,31 @@ def _input_names(config: GemmConfig) -> tuple[str, str]:
 
 def _operand_refusals(operands: OperandSpecs, names: tuple[str, str]) -> Iterator[Legality]:
     a, b = operands.a, operands.b
-    if a.dtype is Dtype.FP32 or b.dtype is Dtype.FP32:
-        yield Legality("fp32 inputs (tf32) have no kernel on sm_90a yet", "A.bfloat16(), B.bfloat16()")
-    elif a.dtype.is_fp8 != b.dtype.is_fp8 or (a.dtype in INPUT_16BIT and a.dtype is not b.dtype):
+    if a.dtype is not b.dtype and not (a.dtype.is_fp8 and b.dtype.is_fp8):
         yield Legality(
-            f"{names[0]} is {a.dtype.value} and {names[1]} is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16 or "
-            "fp8 x fp8",
+            f"{names[0]} is {a.dtype.value} and {names[1]} is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16, "
+            "fp8 x fp8 or fp32 x fp32 (in tf32)",
             "convert one operand to the dtype of the other",
+        )
+    if b.dtype is Dtype.FP32 and b.major is not Major.INNER:
+        role = "A" if names[0] == "A" else "B, with swap_ab=True,"
+        yield Legality(
+            f"fp32 {names[1]} is not K-major: wgmma reads 32-bit operands K-major only, but {role} can go through registers",
+            _k_major(names[1], b),
         )
     for name, operand in zip(names, (a, b)):
         if operand.dtype.is_fp8 and operand.major is not Major.INNER:
             yield Legality(
                 f"fp8 {name} is not K-major: wgmma reads 8-bit operands K-major only",
-                f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}",
+                _k_major(name, operand),
             )
         if not operand.is_tma:
             yield Legality(f"{name} is not 16-byte aligned", f"an aligned copy of {name}")
+
+
+def _k_major(name: str, operand: OperandSpec) -> str:
+    """How to pass it."""
+    return f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}"
 
 
 def _config_refusals(config: GemmConfig, operands: OperandSpecs) -> Iterator[Legality]:
@@ -248,7 +259,7 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
     """Each CTA of a multicast fetches 1/ctas of the tile, which must be whole swizzle atoms."""
     atom = 8
     if operand.major is Major.OUTER:
-        atom = next(s for s in (64, 32, 16) if tile % s == 0)
+        atom = next(s for s in (span // operand.dtype.bytes for span in SWIZZLE_SPANS) if tile % s == 0)
     if tile % (atom * ctas):
         yield Legality(
             f"a {tile}-wide tile of {name} does not split into {ctas} multicast slices of whole {atom}-element atoms",
