@@ -50,3 +50,10 @@ def as_tf32(smem: cute.Tensor, swizzle: cute.Swizzle) -> cute.Tensor:
 
     `cute.recast_tensor` would drop the pointer's swizzle, and no descriptor can be made without it."""
     return cute.make_tensor(cute.recast_ptr(smem.iterator, swizzle, dtype=TFloat32), smem.layout)
+
+
+def first_stage(staged: cute.ComposedLayout) -> cute.ComposedLayout:
+    """The layout of one stage of a swizzled (rows, columns, stages).
+
+    `cute.slice_` of the whole aborts the process where a stage is an odd multiple of 512 elements, e.g. 176 x 32."""
+    return cute.make_composed_layout(staged.inner, staged.offset, cute.slice_(staged.outer, (None, None, 0)))

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from ..gemm_config import GemmConfig, RasterOrder
+from ..gemm_config import Dtype, GemmConfig, RasterOrder
 from ..gemm_port import present_ports
 from ..runtime.legality import legality
 from ..runtime.spec import DENSE, GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from ..sm90.resources import resources
 
-MMA_FLOPS_PER_NS = {16: 6200.0, 8: 12200.0}  # one SM, large tiles, by element bits
+# One SM, large tiles, by element bits; fp32 (tf32): half the 16-bit rate, not measured.
+MMA_FLOPS_PER_NS = {32: 3100.0, 16: 6200.0, 8: 12200.0}
 L2_BYTES_PER_NS = 74.0  # one SM, sustained, after multicast
 HBM_BYTES_PER_NS = 4100.0  # whole device
 STORE_BYTES_PER_NS = 28.0  # one SM draining a tile
@@ -137,8 +138,9 @@ def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
 
 def tile_efficiency(spec: GemmSpec) -> dict[tuple[int, int, bool], float]:
     """The tiles worth trying for this accumulation mode, and how well they run."""
-    if not spec.operands.a.dtype.is_fp8:
-        if spec.adapter == DENSE:
+    dtype = spec.operands.a.dtype
+    if not dtype.is_fp8:
+        if spec.adapter == DENSE and dtype is not Dtype.FP32:
             return TILES_16BIT
         return {tile: share for tile, share in TILES_16BIT.items() if tile not in DENSE_16BIT_TILES}
     return TILES_FP8_FAST if spec.fast_accum else TILES_FP8_PRECISE
