@@ -40,9 +40,10 @@ class GemmResources:
     c_stages: int
     d_stages: int  # per MMA warpgroup and output
     smem_bytes: int
-    accumulator_registers: int  # with partial sums (precise fp8 accumulation) and an A multiplied from registers
+    accumulator_registers: int  # with the partial sums of precise fp8 accumulation
     mma_registers: int
     producer_registers: int
+    fragment_registers: int = 0  # of operands that are multiplied from registers; not beside the epilogue's
 
     @property
     def threads(self) -> int:

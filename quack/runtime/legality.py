@@ -286,6 +286,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
+    room = (128 if budget.mma_warpgroups == 3 else budget.mma_registers) - EPILOGUE_REGISTERS - budget.fragment_registers
+    limit = min(limit, room)
     if budget.accumulator_registers > limit:
         yield Legality(
             f"{spec.config} needs {budget.accumulator_registers} accumulator registers a thread, limit {limit}",

@@ -65,9 +65,7 @@ def load_word(address: Int32) -> Int32:
     return cute.make_tensor(cute.make_ptr(Int32, address, AddressSpace.smem, assumed_align=4), cute.make_layout(1))[0]
 
 
-def make_column_reader(
-    sA: cute.Tensor, tile_mk: tuple[int, int], share: Int32, sharing: int
-) -> ColumnReader:
+def make_column_reader(sA: cute.Tensor, tile_mk: tuple[int, int], share: Int32, sharing: int) -> ColumnReader:
     """sA: fp32 (tile_m, tile_k, stages), its first byte at a multiple of 1024. The warpgroup's slabs are share, share + sharing, ..."""
     tile_m, tile_k = tile_mk
     thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS

@@ -20,8 +20,7 @@ def resources(
     """Budget for one configuration; `ab_stages` < 2 means that it does not fit."""
     budget = warpgroup_resources(LIMITS, operands, config, fast_accum, epilogue)
     if has_a_in_registers(operands):
-        fragments = 2 * REGISTER_BLOCKS * FRAGMENT_REGISTERS * budget.slabs
-        budget = replace(budget, accumulator_registers=budget.accumulator_registers + fragments)
+        budget = replace(budget, fragment_registers=2 * REGISTER_BLOCKS * FRAGMENT_REGISTERS * budget.slabs)
     return budget
 
 

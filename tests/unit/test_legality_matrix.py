@@ -166,15 +166,19 @@ def swaps(cell: Cell) -> bool:
 
 def accumulators(cell: Cell) -> int:
     """fp32 registers of a thread: a ping-pong tile belongs to one warpgroup, others to one for every 64 rows, but two for
-    256; precise fp8 holds partial sums besides, and an fp32 operand that wgmma cannot read from shared memory half a k tile."""
+    256; precise fp8 holds partial sums besides."""
     config = cell.config
     warpgroups = 1 if config.pingpong else {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
-    rows = config.tile_m // warpgroups
-    a = "BA"[not swaps(cell)]  # the kernel's
-    dtype, major = (cell.a, cell.majors[0]) if a == "A" else (cell.b, cell.majors[1])
-    fragments = rows // 64 * 16 if dtype is FP32 and major != "k" else 0
     first = cell.b if swaps(cell) else cell.a
-    return rows * config.tile_n // 128 * (2 if family(first) == "fp8" else 1) + fragments
+    return config.tile_m * config.tile_n // (128 * warpgroups) * (2 if family(first) == "fp8" else 1)
+
+
+def fragments(cell: Cell) -> int:
+    """Registers of a thread for half a k tile of an fp32 operand that wgmma cannot read from shared memory, while multiplying."""
+    config = cell.config
+    dtype, major = (cell.b, cell.majors[1]) if swaps(cell) else (cell.a, cell.majors[0])
+    slabs = config.tile_m // 64 if config.pingpong else {64: 1, 128: 1, 192: 1, 256: 2}[config.tile_m]
+    return 16 * slabs if dtype is FP32 and major != "k" else 0
 
 
 def room(cell: Cell) -> int:
@@ -198,7 +202,7 @@ def room(cell: Cell) -> int:
     if is_column_major and has_slabs:
         if (elements_of_c and elements_of_d) or (cell.adapter == GROUPED and (elements_of_c or elements_of_d)):
             return 64
-    return min(most, (200 if config.tile_m == 64 and not config.pingpong else 192) - taken)
+    return min(most, (200 if config.tile_m == 64 and not config.pingpong else 192) - max(taken, fragments(cell)))
 
 
 def splits_badly(cell: Cell, name: str) -> bool:
