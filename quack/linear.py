@@ -4,8 +4,9 @@ Shapes: x (..., in_features), weight (out_features, in_features), bias (out_feat
 activation combines columns 2j (gate) and 2j + 1 (up) of its argument, so a gated weight has 2 * hidden rows, in this order, or
 with `concat_layout` all gates first, then all ups.
 
-Dtypes: bf16, fp16 or fp32 (multiplied in tf32), the same for x and weight; bias may also be fp32. Under `torch.autocast` x and weight of any floating
-dtype are converted, and gradients leave the GEMM in the dtype of what they belong to: an fp32 weight gets the fp32 sum.
+Dtypes: bf16, fp16 or fp32, the same for x and weight; bias may also be fp32. fp32 is multiplied in tf32; the backward pass of a
+weight copies x or the gradient with K contiguous then. Under `torch.autocast` x and weight of any floating dtype are converted,
+and gradients leave the GEMM in the dtype of what they belong to: an fp32 weight gets the fp32 sum.
 
 Common arguments. fuse_grad_accum: where `weight` is a leaf that has a `.grad`, the GEMM of its gradient adds to it in place and
 autograd sees no gradient from here; so hooks on the weight do not run and `torch.autograd.grad` finds nothing. Code compiled by

@@ -7,6 +7,8 @@ row m of the panel lies in chunk (m / 4) ^ (k mod 8) of the line, 16 bytes each.
 Of a slab (64 rows) and 8 k, lane 4 g + t of warp w holds rows 16 w + g + 8 j at k = t + 4 i, in register 2 i + j. Were all
 lanes to load the same (i, j), t = 0, 1 would meet in the same banks, and 2, 3. So lanes with odd t load 4 k further and 4 k
 back, and exchange the two in registers: no conflicts, two more instructions for two loads.
+
+The stage may be handed back to TMA without a proxy fence: wgmma has read the registers by then, so the loads have returned.
 """
 
 from dataclasses import dataclass

@@ -161,7 +161,10 @@ def tf32() -> Iterator[tuple[str, GemmSpec]]:
         yield f"tf32 {majors} grouped", gemm(drawn, operands(Dtype.FP32, Dtype.FP32, majors=majors), adapter=GROUPED)
     add_c = EpilogueOpSpec(LINEAR + "AddC", ())
     specs = operands(Dtype.FP32, Dtype.FP32)
-    yield "tf32 symmetric with C", symmetric_spec(gemm(replace(drawn, is_dynamic_persistent=False), specs._replace(c=specs.d), epilogue=(add_c,)))
+    yield (
+        "tf32 symmetric with C",
+        symmetric_spec(gemm(replace(drawn, is_dynamic_persistent=False), specs._replace(c=specs.d), epilogue=(add_c,))),
+    )
 
 
 def symmetric() -> Iterator[tuple[str, GemmSpec]]:
