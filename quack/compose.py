@@ -11,8 +11,10 @@ from .gemm_epilogue_plan import EpiloguePlan
 from .gemm_port import ArgumentKind, PortKind
 from .gemm_problem_adapter import ProblemAdapter
 from .problem_order import PermutedProblems
+from .split_k_combine import StreamCombine
 from .split_pieces import PieceProblems
 from .split_works import SPLIT_ARGUMENTS, SplitProblems
+from .stream_works import STREAM_ARGUMENTS, StreamProblems
 
 
 @functools.cache
@@ -45,11 +47,12 @@ def pointwise(function: Callable, kinds: tuple[tuple[str, PortKind], ...]) -> ty
 
 
 @functools.cache
-def split(adapter: type[ProblemAdapter]) -> type[ProblemAdapter]:
-    """The adapter with several works to a tile, for a plan made by `combining`."""
-    return type(
-        f"Split{adapter.__name__}", (SplitProblems, adapter), {"arguments": adapter.arguments | SPLIT_ARGUMENTS}
-    )
+def split(adapter: type[ProblemAdapter], combine: type) -> type[ProblemAdapter]:
+    """The adapter with several works to a tile, for a plan made by `combining` with the same `combine`."""
+    name, problems, arguments = "Split", SplitProblems, SPLIT_ARGUMENTS
+    if issubclass(combine, StreamCombine):
+        name, problems, arguments = "Stream", StreamProblems, STREAM_ARGUMENTS
+    return type(f"{name}{adapter.__name__}", (problems, adapter), {"arguments": adapter.arguments | arguments})
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from .cute_dtype import CUTE_DTYPE
+from .epilogue.fragment_layout import FragmentLayout
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from .gemm_port import EpilogueOpSpec, PortKind, present_ports
@@ -38,6 +39,14 @@ class GemmBase:
 
     epilogue: ClassVar[tuple[type[EpilogueMixin], ...]] = ()
 
+    layout_class: ClassVar[type[FragmentLayout]]
+    """How the accumulators lie in the registers of the threads that drain them."""
+
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        """Warpgroups that share the accumulators of one CTA tile, slab s belonging to warpgroup s mod sharing."""
+        raise NotImplementedError
+
     def __init__(
         self,
         operands: OperandSpecs,
@@ -56,7 +65,7 @@ class GemmBase:
     @property
     def tile_mnk(self) -> tuple[int, int, int]:
         """CTA tile in elements."""
-        return (self.config.tile_m, self.config.tile_n, self.config.tile_k)
+        return (self.config.cta_tile_m, self.config.tile_n, self.config.tile_k)
 
     @property
     def cluster_mn(self) -> tuple[int, int]:
@@ -92,7 +101,7 @@ class GemmBase:
         mC = kernel_modes(c, self.specs.c)
         mD = kernel_modes(d, self.specs.d)
         problem = self.make_params(mA, mB, mD, problem_arguments)
-        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.tile_m, self.config.tile_n)
+        grid_of_tiles = self.scheduler_arguments(problem, problem_arguments, self.config.cta_tile_m, self.config.tile_n)
         schedule = self.scheduler.make_params(*grid_of_tiles)
         tiles, other_arguments = self.split_arguments(epilogue_arguments)
         operands = self.make_operands(mA, mB, mC, mD, tiles)

@@ -51,6 +51,7 @@ class RasterOrder(enum.Enum):
 
 
 TMA_ALIGN_BYTES = 16
+PAIR_TILE_M = {10: 256}  # by major compute capability: the tile_m that two CTAs share, one MMA spanning both
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ class OperandSpecs(NamedTuple):
 class GemmConfig:
     """One way to run a GEMM. Units: tile_* in elements, cluster_* in CTAs.
 
-    tile_m, tile_n:        CTA tile. `None` for tile_k means 128 bytes of K.
+    tile_m, tile_n:        CTA tile; on capability 10, tile_m = 256 is that of two CTAs. `None` for tile_k: 128 bytes of K.
     pingpong:              two MMA warpgroups work on different tiles; otherwise they share one ("cooperative").
     is_dynamic_persistent: tiles are drawn from a global counter instead of a fixed stride.
     is_persistent:         False launches one cluster per tile.
     swap_ab:               compute D^T = B^T A^T (small M: the long side then fills the 64-row MMA).
     max_swizzle_size:      width, in cluster tiles, of the strip that the raster walks for L2 reuse.
-    device_capacity:       major compute capability this configuration was made for.
+    device_capacity:       major compute capability this configuration was made for; None: that of the device it is used on.
     """
 
     tile_m: int = 128
@@ -120,7 +121,7 @@ class GemmConfig:
     raster: RasterOrder = RasterOrder.ALONG_M
     is_persistent: bool = True
     use_tma_gather: bool = False
-    device_capacity: int = 9
+    device_capacity: Optional[int] = None
 
     def __str__(self) -> str:
         schedule = "dyn" if self.is_dynamic_persistent else "static" if self.is_persistent else "single"
@@ -130,6 +131,16 @@ class GemmConfig:
             f"cl{self.cluster_m}x{self.cluster_n} {schedule} sw{self.max_swizzle_size}{self.raster.value}"
             + (" swap" if self.swap_ab else "")
         )
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two neighbouring CTAs share each tile."""
+        return self.device_capacity is not None and PAIR_TILE_M.get(self.device_capacity) == self.tile_m
+
+    @property
+    def cta_tile_m(self) -> int:
+        """Rows that one CTA computes; a cluster computes cluster_m times as many."""
+        return self.tile_m // 2 if self.is_pair else self.tile_m
 
     def with_tile_k(self, a_dtype: Dtype) -> "GemmConfig":
         """The same configuration with tile_k filled in: one 128-byte swizzle row of K unless given."""

@@ -1,7 +1,8 @@
 """In which order the accumulator is drained and who stores what.
 
-One traversal, `run_epilogue_plan`, for every arch: slab by slab (64 rows), subtile by subtile (epi_n columns), load C,
-let the mixins visit, commit. The commit policy is a mixin of the kernel class; `DefaultCommit` stores each subtile once.
+One traversal, `run_epilogue_plan`, for every arch: slab by slab (`FragmentLayout.slab_m` rows), subtile by subtile (epi_n
+columns), load C, let the mixins visit, commit. The commit policy is a mixin of the kernel class; `DefaultCommit` stores each
+subtile once.
 
 Each draining warpgroup works on its own rows with its own shared-memory ring, so warpgroups never wait for each other:
 
@@ -24,9 +25,8 @@ from cutlass.pipeline import PipelineState
 
 from .dsl.barrier import sync_warpgroup
 from .dsl.convert import convert_pair
-from .epilogue.protocol import EpilogueContext, EpilogueFragment, load_elements
-
-SLAB_M = 64
+from .epilogue.accumulators import Accumulators
+from .epilogue.protocol import EpilogueContext, EpilogueFragment, has_contiguous_rows, load_elements
 
 
 class EpilogueState(NamedTuple):
@@ -43,8 +43,8 @@ class TileStore:
     tensor:     2-D (M, N) view of this problem: TMA coordinates, or global memory if not TMA-addressable.
     atom:       TMA atom, None selects predicated element stores.
     descriptor: this problem's own TMA descriptor, if it has one.
-    smem:       staged shared memory (64, columns, stages), all warpgroups'.
-    copy:       registers -> shared memory, in accumulator order.
+    smem:       staged shared memory (slab_m, columns, stages), all warpgroups'.
+    copy:       registers -> shared memory, `FragmentLayout.store_copy`.
     dtype:      element type in memory.
     columns:    of a subtile; half of the accumulator's if `is_halved`.
     is_wanted:  whether this tile is stored at all, a run-time Boolean; None: always. Fixed by the commit policy.
@@ -69,7 +69,7 @@ class EpilogueIO:
     outputs:       D first, then the tile outputs of the mixins.
     stages:        of every output's shared memory, per warpgroup; this one's start at `first_stage`.
     c_step:        C stages from one of this warpgroup's subtiles to its next.
-    sC, copy_c:    staged shared memory (64, epi_n, stages) and shared memory -> registers.
+    sC, copy_c:    staged shared memory (slab_m, epi_n, stages) and `FragmentLayout.load_copy` of it.
     """
 
     c: Optional[cute.Tensor]
@@ -84,11 +84,6 @@ class EpilogueIO:
     warpgroup: Int32
     is_store_warp: cutlass.Boolean
     epi_n: int
-
-    @property
-    def registers(self) -> int:
-        """fp32 registers of one thread's part of a subtile."""
-        return SLAB_M * self.epi_n // 128
 
     @property
     def has_tma_output(self) -> bool:
@@ -115,7 +110,7 @@ class EpiloguePlan:
 
     def combine(self, tile: Any) -> cutlass.Boolean:
         """Where `combines`: puts the accumulators of a work together with those of the tile's other works. Whether they now
-        are the whole sum, and this warpgroup runs the epilogue."""
+        are the whole sum, and this warpgroup runs the epilogue; if not, the kernel releases them."""
         raise NotImplementedError
 
     def commit(
@@ -124,7 +119,7 @@ class EpiloguePlan:
         """Device, all 128 threads of a warpgroup, once per subtile, after the mixins' `visit`. Returns the next state.
 
         The subtile's first element of D is (ctx.row + ctx.slab_rows[frag.slab], ctx.col + frag.subtile * io.epi_n), it has
-        SLAB_M rows and io.epi_n columns; a thread's elements are frag.acc, at `ctx.coordinates(frag)`. May change frag.acc;
+        ctx.layout.slab_m rows and io.epi_n columns; a thread's elements are frag.acc, at `ctx.coordinates(frag)`. May change frag.acc;
         may hand on to `DefaultCommit.commit`, or not, if all threads of the warpgroup decide the same (it has a barrier) and
         the returned state is the one of the branch taken. Decorate it with `@cute.jit` if it decides at run time.
         """
@@ -192,10 +187,7 @@ def copy_to_stage(ctx: EpilogueContext, output: TileStore, fragment: cute.Tensor
     """Round to the output's dtype and write to its shared memory. All threads of the warpgroup."""
     values = cute.make_rmem_tensor(fragment.shape, output.dtype)
     values.store(fragment.load().to(output.dtype))
-    thread_copy = output.copy.get_slice(ctx.thread)
-    tRS_sD = thread_copy.partition_D(output.smem)  # (R2S, R2S_M, R2S_N, STAGE)
-    layout = cute.make_layout(cute.shape(thread_copy.partition_S(output.smem))[:3])
-    cute.copy(output.copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+    ctx.layout.write_stage(output.copy, values, output.smem, stage)
 
 
 @cute.jit
@@ -204,8 +196,8 @@ def store_stage(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment,
     first = ctx.col // (2 * output.columns) if cutlass.const_expr(output.is_halved) else ctx.col // output.columns
     gD = cute.local_tile(
         output.tensor,
-        (SLAB_M, output.columns),
-        ((ctx.row + ctx.slab_rows[frag.slab]) // SLAB_M, first + frag.subtile),
+        (ctx.layout.slab_m, output.columns),
+        ((ctx.row + ctx.slab_rows[frag.slab]) // ctx.layout.slab_m, first + frag.subtile),
     )
     bSG_sD, bSG_gD = cute.nvgpu.cpasync.tma_partition(
         output.atom, 0, cute.make_layout(1), cute.group_modes(output.smem, 0, 2), cute.group_modes(gD, 0, 2)
@@ -216,7 +208,10 @@ def store_stage(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment,
 @cute.jit
 def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
     """An output whose strides or base TMA cannot address (N = 50257): one predicated store per element."""
-    coordinates = ctx.partition_slab(cute.make_identity_tensor((SLAB_M, ctx.config.tile_n)))
+    if cutlass.const_expr(ctx.layout.turns and has_contiguous_rows(output.tensor)):
+        store_turned(ctx, output, frag, fragment)
+        return
+    coordinates = ctx.slab_coordinates()
     d, base = output.tensor, frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
     if cutlass.const_expr(output.is_wanted is not None):
@@ -233,18 +228,35 @@ def store_elements(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragme
 
 
 @cute.jit
+def store_turned(ctx: EpilogueContext, output: TileStore, frag: EpilogueFragment, fragment: cute.Tensor):
+    """`store_elements` of contiguous rows by threads that hold rows."""
+    values = cute.make_rmem_tensor(fragment.shape, output.dtype)
+    values.store(fragment.load().to(output.dtype))
+    ctx.layout.turn(values)
+    places = ctx.layout.turned_places(cute.size(values), output.dtype.width)
+    d, rows, cols = output.tensor, ctx.rows, ctx.cols
+    row, col = ctx.row + ctx.slab_rows[frag.slab], ctx.col + ctx.layout.columns_before(frag.base)
+    if cutlass.const_expr(output.is_wanted is not None):
+        rows = rows if output.is_wanted else Int32(0)
+    if cutlass.const_expr(output.is_halved):
+        col, cols = col // 2, cols // 2
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m, n = places[v][0] + row, places[v][1] + col
+        if m < rows and n < cols:
+            d[m, n] = values[v]
+
+
+@cute.jit
 def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment, state: PipelineState) -> cute.Tensor:
     """C from the shared-memory ring that the C load warp fills; the caller advances `state`."""
     io.c_pipeline.consumer_wait(state)
-    tSR_sC = io.copy_c.get_slice(ctx.thread).partition_D(io.sC)[None, None, None, state.index]
-    tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, io.sC.element_type)
-    cute.autovec_copy(tSR_sC, tSR_rC)
+    rC = ctx.layout.read_stage(io.copy_c, io.sC, state.index)
     # Reads before the arrival are not ordered before TMA's next write, which is of the async proxy, unless a fence says so.
     cute.arch.fence_proxy("async.shared", space="cta")
     cute.arch.sync_warp()
     io.c_pipeline.consumer_release(state)
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
-    flat = cute.make_tensor(tSR_rC.iterator, frag.acc.layout)
+    flat = cute.make_tensor(rC.iterator, frag.acc.layout)
     values.store(flat.load().to(Float32))
     return values
 
@@ -256,24 +268,24 @@ def run_epilogue_plan(
     mixins: cutlass.Constexpr,
     mixin_states: cutlass.Constexpr,
     io: EpilogueIO,
-    accumulators: cute.Tensor,
+    accumulators: Accumulators,
     state: EpilogueState,
 ) -> EpilogueState:
-    """Drain one tile. All threads of the warpgroup; `accumulators` is complete. mixin_states: one entry per mixin."""
+    """Drain one tile. All threads of the warpgroup; `accumulators` is complete, and released behind the last subtile's load.
+    mixin_states: one entry per mixin."""
     c_state, d_stage = state.c, state.d_stage
-    subtiles = ctx.config.tile_n // io.epi_n
-    for slab in cutlass.range_constexpr(len(ctx.slab_rows)):
+    slabs, subtiles, registers = len(ctx.slab_rows), ctx.config.tile_n // io.epi_n, ctx.layout.registers(io.epi_n)
+    for slab in cutlass.range_constexpr(slabs):
         for subtile in cutlass.range_constexpr(subtiles):
             frag = EpilogueFragment(
-                acc=cute.make_rmem_tensor(io.registers, Float32),
+                acc=accumulators.load((slab * subtiles + subtile) * registers, registers),
                 c=None,
                 slab=slab,
-                base=subtile * io.registers,
+                base=subtile * registers,
                 subtile=subtile,
             )
-            first = slab * subtiles * io.registers + frag.base
-            for v in cutlass.range_constexpr(io.registers):
-                frag.acc[v] = accumulators[first + v]
+            if cutlass.const_expr((slab, subtile) == (slabs - 1, subtiles - 1)):
+                accumulators.release()
             if cutlass.const_expr(io.c is not None):
                 if cutlass.const_expr(c_state is None):
                     frag.c = load_elements(io.c, ctx, frag)

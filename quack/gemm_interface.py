@@ -2,9 +2,9 @@
 
 Shapes: A (M, K) or (L, M, K), B (K, N) or (L, K, N), C and out (M, N) or (L, M, N), bias (N,) or (L, N). Any operand may
 have either of its last two dimensions contiguous. alpha and beta are floats or one-element device tensors. Inputs are
-bf16, fp16, fp8 (e4m3, e5m2, also mixed; K-major) or fp32, which is multiplied in tf32: the tensor cores ignore the low 13 bits,
-and one operand must be K-major (B, where A and B cannot be swapped: groups, gated activations). Accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C)
-fp8. Strides or addresses that are not multiples of 16 bytes work: such an A or B is copied once, out and C are accessed
+bf16, fp16, fp8 (e4m3, e5m2, also mixed; K-major) or fp32, which is multiplied in tf32: the tensor cores ignore the low
+13 bits, and on sm_90a one operand must be K-major (B, where A and B cannot be swapped: groups, gated activations).
+Accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C) fp8. Strides or addresses that are not multiples of 16 bytes work: such an A or B is copied once, out and C are accessed
 element by element. These functions are not differentiable by themselves.
 
 Errors: ValueError or TypeError naming the argument and both values, `UnsupportedGemm` for combinations without a kernel;
@@ -19,13 +19,13 @@ import torch
 
 import quack
 
+from . import heuristics
 from .gemm_config import GemmConfig
 from .gemm_port import PortKind
-from .heuristics import sm90
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
 from .runtime.concat import concat_names, interleaved, store_halves
-from .runtime.device import device_of, emulation_key
+from .runtime.device import device_of, kernel_key
 from .runtime.epilogue import Port, Term, port_values
 from .runtime.plan import (
     EmptyPlan,
@@ -44,6 +44,7 @@ from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
+_STREAM = SplitKMode.STREAM  # an attribute of an enum takes time
 MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
 _plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
@@ -82,15 +83,15 @@ def _launch(
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
-            split_k, None if split_k is None else split_k_mode,
+            split_k, split_k_mode if split_k is not None or split_k_mode is _STREAM else None,
         )  # fmt: skip
     except (AttributeError, RuntimeError):
         prepare(
             GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
         )  # says what is wrong
         raise
-    if not A.is_cuda:
-        key = (*key, emulation_key())
+    if (asked := kernel_key(A)) is not None:
+        key = (*key, asked)
     plain = (
         C is None and bias is None and type(alpha) is float and alpha == 1.0
         and cu_seqlens_m is None and cu_seqlens_k is None and concat_layout is None and batch_idx_permute is None
@@ -129,8 +130,8 @@ def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
         request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        request.plan, len(request.leading), tuple(term.signature() for term in terms),
-        None if request.A.is_cuda else emulation_key(),
+        request.plan, len(request.leading), tuple(term.signature() for term in terms), request.split_k, request.split_k_mode,
+        kernel_key(request.A),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -370,7 +371,8 @@ def gemm(
     *outputs). commit: your own `EpiloguePlan` class, which decides what is stored. Under torch.compile both break the graph.
     split_k: the sum over K of an output tile is made of so many parts, computed at the same time and put together as
     split_k_mode says (`SplitKMode`), where there are few tiles and much K. None has it chosen, always with a mode that gives
-    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made.
+    the same bits every time; 1 splits nothing. More parts than the device holds clusters at once are not made. With
+    split_k_mode=SplitKMode.STREAM leave it None: the work of a partly empty last wave is then shared out evenly.
     """
     check_split(split_k, split_k_mode)
     if concat_layout is not None:
@@ -578,7 +580,8 @@ class _Tuned:
     ) -> Any:
         """out = alpha * A @ B + beta * C + bias; add_to_output: C is out, also for concat_layout. Rounding as in `gemm`.
 
-        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given, else as in `gemm`.
+        Returns None; with epilogue or commit what `gemm` returns. split_k None is 1 if a configuration is given and
+        split_k_mode is not STREAM, else as in `gemm`.
         """
         if concat_layout is not None:
             concat_layout = concat_names(
@@ -615,7 +618,7 @@ def __getattr__(name: str) -> object:
 
 def default_config(device: torch.device) -> GemmConfig:
     """A configuration that is legal for plain 16-bit GEMMs on `device`."""
-    return GemmConfig(device_capacity=torch.cuda.get_device_capability(device)[0])
+    return heuristics.default_config(device_of(torch.empty(0, device=device)).arch)
 
 
 def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] = None, fast_accum: bool = False) -> str:
@@ -625,12 +628,12 @@ def explain(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torch.dtype] =
     shape, base, swapped, _ = describe_request(request)
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
-    whole = sm90.explain(base, shape, device.sms, swapped)
+    base, swapped = (spec.on(device.arch, device.target) for spec in (base, swapped))
+    whole = heuristics.explain(base, shape, device.sms, swapped)
     split = split_heuristics.choose(base, shape, device.sms, swapped)
-    if split.splits == 1:
+    if not split.is_split:
         return whole
-    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  split_k={split.splits} {split.mode.name}\n{whole}"
+    return f"{split.predicted_ns / 1e3:9.1f} us  {split.spec.config}  {split.describe()}\n{whole}"
 
 
 def explain_config(A: torch.Tensor, B: torch.Tensor, fast_accum: bool = False) -> str:

@@ -34,7 +34,7 @@ class PortKind(enum.Enum):
         if self is PortKind.ROW_VECTOR:
             return config.tile_n
         if self is PortKind.COL_VECTOR:
-            return config.tile_m
+            return config.cta_tile_m
         return WARPS * config.tile_n if self is PortKind.COL_PARTIALS else 0
 
 

@@ -58,17 +58,19 @@ class GemmResources:
 
 @dataclass(frozen=True)
 class WarpgroupLimits:
-    """What an arch gives kernels of `execution.warpgroups`. smem_bytes: to a CTA; registers: by number of MMA warpgroups."""
+    """What an arch gives kernels of `execution.warpgroups`. smem_bytes: to a CTA; registers: by number of MMA warpgroups;
+    epilogue_row_bytes: of a subtile, at most a 128-byte swizzle row."""
 
     smem_bytes: int
     mma_registers: Mapping[int, int]
     producer_registers: Mapping[int, int]
+    epilogue_row_bytes: int = 128
 
 
-def epilogue_columns(tile_n: int, d: Dtype) -> int:
-    """Widest subtile that divides the tile and whose rows fit one 128-byte swizzle row; fp32 in 128 bytes too."""
+def epilogue_columns(tile_n: int, d: Dtype, row_bytes: int = 128) -> int:
+    """Widest subtile that divides the tile and whose rows of the widest dtype fit row_bytes."""
     for width in (64, 32, 16):
-        if tile_n % width == 0 and width * d.bytes <= 128:
+        if tile_n % width == 0 and width * d.bytes <= row_bytes:
             return width
     raise ValueError(f"tile_n={tile_n} is not a multiple of 16")
 
@@ -87,7 +89,9 @@ def warpgroup_resources(
     slabs = config.tile_m // SLAB_M // (1 if config.pingpong else warpgroups)
     outputs = output_layouts(operands, epilogue)
     widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
-    epi_n = epilogue_columns(config.tile_n, widest)
+    # A halved output is stored in steps of 16 columns, so of 32 of the tile's.
+    row_bytes = 128 if any(output.is_halved for output in outputs) else limits.epilogue_row_bytes
+    epi_n = epilogue_columns(config.tile_n, widest, row_bytes)
     subtile = SLAB_M * epi_n
     d_stages = 2 if any(output.is_tma for output in outputs) else 0
     has_c_tma = operands.c is not None and operands.c.is_tma

@@ -1,6 +1,5 @@
 """`gemm_symmetric`: products whose result equals its transpose, such as A @ A.mT, for half the work."""
 
-from dataclasses import replace
 from typing import Optional, Union
 
 import torch
@@ -17,7 +16,7 @@ from .gemm_interface import (
     writes_only,
 )
 from .heuristics import symmetric as heuristics
-from .runtime.device import device_of, emulation_key
+from .runtime.device import device_of, kernel_key
 from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request
 from .runtime.symmetric import is_transpose, prepare_symmetric, stores_mirrors, symmetric_spec
 
@@ -89,7 +88,7 @@ def explain_symmetric(A: torch.Tensor, B: torch.Tensor, out_dtype: Optional[torc
     shape, base, swapped, _ = describe_request(GemmRequest(A, B, _output(A, B, out_dtype)))
     device = device_of(A)
     assert swapped is not None
-    base, swapped = (replace(spec, arch=device.arch) for spec in (base, swapped))
+    base, swapped = (spec.on(device.arch, device.target) for spec in (base, swapped))
     whole = (base, swapped) if is_transpose(A, B) else None
     return heuristics.explain(symmetric_spec(base), shape, device.sms, whole)
 
@@ -110,7 +109,7 @@ def _launch(
         key: tuple = (
             A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
             A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, a_ptr == b_ptr,
-            config, dynamic, None if A.is_cuda else emulation_key(),
+            config, dynamic, kernel_key(A),
         )  # fmt: skip
         plain = C is None and type(alpha) is float and alpha == 1.0
         if not plain:

@@ -20,6 +20,7 @@ class WorkDesc:
         pointers and extents.
     start: first element of the problem's part of a ragged dimension (varlen-M: rows), else 0.
     split, split_count: which part of the tile's k tiles this is, and of how many; the last part finishes the tile.
+    k_tile_begin, k_tile_count: the k tiles of the work, set where tiles are cut at any k tile (`stream_works`), else 0.
     slot: number of the tile, different for all tiles and CTAs of a launch; only set where tiles are split.
     m, n, k: extents of the problem that the scheduler had to look up to find the work, else 0. Spares each role the
         lookup; the adapter knows which are set.
@@ -36,5 +37,7 @@ class WorkDesc:
     k: Int32
     split: Int32
     split_count: Int32
+    k_tile_begin: Int32
+    k_tile_count: Int32
     slot: Int32
     is_valid: Boolean

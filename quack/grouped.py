@@ -21,7 +21,7 @@ from .gemm_interface import (
     writes_only,
 )
 from .runtime.debug import is_debugging
-from .runtime.device import EMULATED, emulation_key, is_capturing, raw_stream
+from .runtime.device import EMULATED, is_capturing, kernel_key, raw_stream
 from .runtime.grouped import (
     GroupedOptions,
     GroupedProgram,
@@ -266,7 +266,7 @@ def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram
         _scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
         tuple(term.signature() for term in options.epilogue),
         options.split_k, options.split_k_mode,
-        None if tensors.A[0].is_cuda else emulation_key(),
+        kernel_key(tensors.A[0]),
     )  # fmt: skip
     program = _programs.get(key)
     if program is None:

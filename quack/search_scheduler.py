@@ -102,6 +102,8 @@ class SearchScheduler(TileScheduler):
             k=Int32(found.k),
             split=Int32(0),
             split_count=Int32(1),
+            k_tile_begin=Int32(0),
+            k_tile_count=Int32(0),
             slot=Int32(0),
             is_valid=is_found,
         )

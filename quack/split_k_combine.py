@@ -6,7 +6,7 @@ is 512 consecutive bytes. Warpgroups never need each other's rows, so each has a
 
 | mode | part s of S | semaphore |
 |---|---|---|
-| SERIAL | waits for s; adds the running sum to its own; stores it; sets s + 1 | turn |
+| SERIAL, STREAM | waits for s; adds the running sum to its own; stores it; sets s + 1 | turn |
 | PARALLEL | adds its own to the zeroed workspace by red; arrives | number of arrivals |
 | SEPARATE | stores its own in slot * S + s; a second launch adds up | - |
 
@@ -16,7 +16,7 @@ word (gpu scope); one thread acquires it, and its warpgroup meets before all its
 release by one thread are visible to whoever acquires: causality is transitive.
 
 Launches on one stream follow one another (griddepcontrol.wait comes before all of this), so the workspace is zero again for the
-next. Why waiting ends: see `split_works`.
+next. Why waiting ends: see `split_works` and `stream_works`.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,11 @@ from cutlass import Boolean, Float32, Int32, Int64
 
 from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
 from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
-from .gemm_config import mma_warpgroups
+from .epilogue.accumulators import Accumulators
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
-UNROLL = 4  # parts whose loads may be in flight together
-COLUMNS = 8  # of a tile, whose elements in 64 rows are one vector of each thread of a warpgroup
-SLAB_M = 64
+LOADS_IN_FLIGHT = 32  # vectors that a thread of the second launch has under way: 24 parts took 5.8 us with 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class PartialTile:
     warpgroup: whose barrier.
     """
 
-    accumulators: cute.Tensor
+    accumulators: Accumulators
     work: WorkDesc
     params: Any
     thread: Int32
@@ -56,7 +54,7 @@ class PartialTile:
     @property
     def vectors(self) -> int:
         """16-byte vectors of one thread."""
-        return cute.size(self.accumulators) // VECTOR
+        return self.accumulators.elements // VECTOR
 
     @cute.jit
     def memory(self, slot: Int32) -> cute.Tensor:
@@ -71,25 +69,38 @@ class PartialTile:
     def semaphore(self) -> cute.Pointer:
         return self.params.semaphores.iterator + (self.work.slot * self.sharing + self.share)
 
+    def load(self, first: int) -> cute.Tensor:
+        """(4, IN_FLIGHT or fewer): the accumulators of a chunk."""
+        count = min(IN_FLIGHT, self.vectors - first)
+        registers = self.accumulators.load(first * VECTOR, count * VECTOR)
+        return cute.make_tensor(registers.iterator, cute.make_layout((VECTOR, count)))
+
     @cute.jit
     def add(self, memory: cute.Tensor):
         """accumulators += memory"""
         for first in cutlass.range_constexpr(0, self.vectors, IN_FLIGHT):
             count = min(IN_FLIGHT, self.vectors - first)
-            loaded = cute.make_rmem_tensor((VECTOR, count), Float32)
+            loaded = cute.make_rmem_tensor(count * VECTOR, Float32)
+            vectors = cute.make_tensor(loaded.iterator, cute.make_layout((VECTOR, count)))
             for v in cutlass.range_constexpr(count):
-                cute.autovec_copy(memory[None, first + v], loaded[None, v])
-            for v in cutlass.range_constexpr(count):
-                for i in cutlass.range_constexpr(VECTOR):
-                    r = (first + v) * VECTOR + i
-                    self.accumulators[r] = self.accumulators[r] + loaded[i, v]
+                cute.autovec_copy(memory[None, first + v], vectors[None, v])
+            self.accumulators.add(first * VECTOR, loaded)
 
     @cute.jit
     def store(self, memory: cute.Tensor):
         """memory = accumulators"""
-        flat = cute.make_tensor(self.accumulators.iterator, cute.make_layout((VECTOR, self.vectors)))
-        for v in cutlass.range_constexpr(self.vectors):
-            cute.autovec_copy(flat[None, v], memory[None, v])
+        for first in cutlass.range_constexpr(0, self.vectors, IN_FLIGHT):
+            chunk = self.load(first)
+            for v in cutlass.range_constexpr(chunk.shape[1]):
+                cute.autovec_copy(chunk[None, v], memory[None, first + v])
+
+    @cute.jit
+    def reduce(self, memory: cute.Tensor):
+        """memory += accumulators, element by element atomic"""
+        for first in cutlass.range_constexpr(0, self.vectors, IN_FLIGHT):
+            chunk = self.load(first)
+            for v in cutlass.range_constexpr(chunk.shape[1]):
+                add_vector(memory[None, first + v].iterator.toint(), chunk[None, v])
 
     @cute.jit
     def clear(self, memory: cute.Tensor):
@@ -129,9 +140,13 @@ class SerialCombine:
         if not is_last:
             tile.store(memory)
             sync_warpgroup(tile.warpgroup)
-        if tile.thread == 0:
+        if tile.thread == 0 and tile.work.split_count > 1:
             publish(tile.semaphore(), Int32(0) if is_last else split + 1)
         return is_last
+
+
+class StreamCombine(SerialCombine):
+    """Plan mixin: the same turnstile for works of `stream_works`. Whole tiles are the only part of theirs, and have no slot."""
 
 
 class ParallelCombine:
@@ -145,9 +160,7 @@ class ParallelCombine:
         others, is_last = tile.work.split_count - 1, is_last_part(tile.work)
         memory = tile.memory(tile.work.slot)
         if not is_last:
-            flat = cute.make_tensor(tile.accumulators.iterator, cute.make_layout((VECTOR, tile.vectors)))
-            for v in cutlass.range_constexpr(tile.vectors):
-                add_vector(memory[None, v].iterator.toint(), flat[None, v])
+            tile.reduce(memory)
             sync_warpgroup(tile.warpgroup)
             if tile.thread == 0:
                 arrive(tile.semaphore())
@@ -181,19 +194,52 @@ class SumPartials:
 
     @cute.jit
     def combine(self, tile: PartialTile) -> Boolean:
-        """All threads of an MMA warpgroup: fills the accumulators. The work is one 64-row piece, see `split_pieces`."""
-        tiles, columns = self.pieces_of, self.config.tile_n // COLUMNS
-        sharing = 1 if tiles.pingpong else mma_warpgroups(tiles)
-        of_warpgroup = tiles.tile_m // SLAB_M // sharing * (tiles.tile_n // COLUMNS)
-        slab = tile.work.tile_m % (tiles.tile_m // SLAB_M)
+        """All threads of an MMA warpgroup: fills the accumulators. The work is a piece of one slab, see `split_pieces`."""
+        tiles, sharing, slab_m = self.pieces_of, self.sharing_of(self.pieces_of), self.layout_class.slab_m
+        columns, tile_columns = (self.layout_class.registers(n) // VECTOR for n in (self.config.tile_n, tiles.tile_n))
+        of_warpgroup = tiles.cta_tile_m // slab_m // sharing * tile_columns
+        slab = tile.work.tile_m % (tiles.cta_tile_m // slab_m)
         column = tile.work.tile_n % (tiles.tile_n // self.config.tile_n) * columns
         slot = Int64(tile.work.slot) * tile.work.split_count
-        vector = (slot * sharing + slab % sharing) * of_warpgroup + slab // sharing * (tiles.tile_n // COLUMNS) + column
+        vector = (slot * sharing + slab % sharing) * of_warpgroup + slab // sharing * tile_columns + column
         stride = WARPGROUP_THREADS * VECTOR
         pointer = tile.params.workspace.iterator + cute.assume(vector * stride + tile.thread * VECTOR, divby=VECTOR)
         step = sharing * of_warpgroup * stride
-        tile.accumulators.fill(0.0)
-        for split in cutlass.range(tile.work.split_count, unroll=UNROLL):
-            part = pointer + cute.assume(Int64(split) * step, divby=VECTOR)
-            tile.add(cute.make_tensor(part, cute.make_layout((VECTOR, columns), stride=(1, stride))))
+        tile.accumulators.clear()
+        parts = PartSums(tile, pointer, step, columns)
+        batch = max(1, LOADS_IN_FLIGHT // columns)
+        whole = tile.work.split_count // batch * batch
+        for first in cutlass.range(0, whole, batch, unroll=1):
+            parts.add(first, batch)
+        while cutlass.const_expr(batch > 1):
+            batch = batch // 2
+            if tile.work.split_count & batch != 0:
+                parts.add(whole, batch)
+            whole += tile.work.split_count & batch
         return Boolean(True)
+
+
+@dataclass(frozen=True)
+class PartSums:
+    """One thread's piece of the partial tiles: part s has `vectors` vectors at pointer + s * step, a warpgroup's apart."""
+
+    tile: PartialTile
+    pointer: cute.Pointer
+    step: int
+    vectors: int
+
+    @cute.jit
+    def add(self, first: Int32, count: cutlass.Constexpr[int]):
+        """Parts first .. first + count to the accumulators, one after the other; all loads are issued before the first sum."""
+        layout = cute.make_layout((VECTOR, self.vectors), stride=(1, WARPGROUP_THREADS * VECTOR))
+        elements = VECTOR * self.vectors
+        loaded = cute.make_rmem_tensor(elements * count, Float32)
+        registers = [cute.make_tensor(loaded.iterator + i * elements, cute.make_layout(elements)) for i in range(count)]
+        for i in cutlass.range_constexpr(count):
+            offset = cute.assume(Int64(first + i) * self.step, divby=VECTOR)
+            part = cute.make_tensor(self.pointer + offset, layout)
+            for v in cutlass.range_constexpr(self.vectors):
+                target = cute.make_tensor(registers[i].iterator + v * VECTOR, cute.make_layout(VECTOR))
+                cute.autovec_copy(part[None, v], target)
+        for i in cutlass.range_constexpr(count):
+            self.tile.accumulators.add(0, registers[i])

@@ -1,8 +1,8 @@
 """Works of the launch that adds up partial tiles (`SplitKMode.SEPARATE`): pieces, smaller than the tiles that were split.
 
-A few large tiles would leave most of the device idle while partial sums are read. Each 64 x tile_n piece of a CTA tile of the
-first launch is a work: cursor c is piece c mod P of the cluster tile c // P there, and what finds that tile (raster, search,
-permutation) is the first launch's scheduler. Nothing waits for anything.
+A few large tiles would leave most of the device idle while partial sums are read. Each piece of a CTA tile of the first
+launch, one slab high and tile_n wide, is a work: cursor c is piece c mod P of the cluster tile c // P there, and what finds
+that tile (raster, search, permutation) is the first launch's scheduler. Nothing waits for anything.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
+from .epilogue.fragment_layout import FragmentLayout
 from .gemm_config import GemmConfig
 from .gemm_work import WorkDesc
 from .problem_order import PermutedStaticScheduler, PermutedVarlenStaticScheduler
@@ -19,11 +20,9 @@ from .search_scheduler import GroupedStaticScheduler, VarlenStaticScheduler
 from .split_works import SplitProblems, SplitWorks, with_split
 from .tile_scheduler import StaticPersistentScheduler, TileScheduler
 
-SLAB_M = 64
-
 
 class PieceGrid(NamedTuple):
-    """Pieces of a CTA tile: rows of 64, columns of the second launch's tile_n."""
+    """Pieces of a CTA tile: rows of one slab, columns of the second launch's tile_n."""
 
     slabs: int
     columns: int
@@ -103,13 +102,14 @@ class PieceProblems(SplitProblems):
     """Adapter mixin of the second launch (see `compose.pieces`). pieces_of: the configuration of the first."""
 
     pieces_of: ClassVar[GemmConfig]
+    layout_class: ClassVar[type[FragmentLayout]]  # the arch kernel's
 
     def make_scheduler(self) -> TileScheduler:
         tiles, config = self.pieces_of, self.config
         kind = PIECE_SCHEDULER[super(SplitProblems, self).scheduler_class(config)]
         scheduler = kind((tiles.cluster_m, tiles.cluster_n), tiles.max_swizzle_size, tiles.raster)
-        scheduler.pieces = PieceGrid(tiles.tile_m // SLAB_M, tiles.tile_n // config.tile_n)
+        scheduler.pieces = PieceGrid(tiles.cta_tile_m // self.layout_class.slab_m, tiles.tile_n // config.tile_n)
         return scheduler
 
     def scheduler_arguments(self, params: Any, arguments: Optional[tuple], tile_m: int, tile_n: int) -> tuple:
-        return super().scheduler_arguments(params, arguments, self.pieces_of.tile_m, self.pieces_of.tile_n)
+        return super().scheduler_arguments(params, arguments, self.pieces_of.cta_tile_m, self.pieces_of.tile_n)

@@ -191,6 +191,8 @@ class TileScheduler:
             k=Int32(0),
             split=Int32(0),
             split_count=Int32(1),
+            k_tile_begin=Int32(0),
+            k_tile_count=Int32(0),
             slot=Int32(0),
             is_valid=Boolean(cursor < params.total_works),
         )

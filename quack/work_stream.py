@@ -123,6 +123,8 @@ class RingStream:
             k=slot[7],
             split=split,
             split_count=split_count,
+            k_tile_begin=Int32(0),
+            k_tile_count=Int32(0),
             slot=tile_slot,
             is_valid=Boolean(slot[3] != 0),
         )

@@ -14,9 +14,8 @@ from typing import NamedTuple, Optional, Union
 
 import torch
 
-from quack import emulator
+from quack import emulator, heuristics
 from quack.gemm_config import GemmConfig, RasterOrder
-from quack.heuristics import sm90 as heuristics
 from quack.runtime.legality import legality
 from quack.runtime.plan import GemmRequest, describe_request
 from quack.runtime.spec import GemmSpec, UnsupportedGemm

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -18,7 +18,7 @@ from tests.ragged_cases import run as run_ragged
 from tests.ragged_cases import verify as verify_ragged
 from tests.reference import check, reference
 
-MODES = tuple(SplitKMode)
+MODES = tuple(mode for mode in SplitKMode if mode is not SplitKMode.STREAM)  # those with a number of parts
 SCHEDULES = {
     "static coop": GemmConfig(128, 128, cluster_m=1),
     "static pingpong": GemmConfig(64, 64, pingpong=True, cluster_m=1),
@@ -36,13 +36,14 @@ MANY = (3,) * 40 + (0, 0) + (70,)
 
 @dataclass(frozen=True)
 class SplitCase:
-    """A problem of any kind, whose sums over K have this many parts."""
+    """A problem of any kind, whose sums over K have this many parts; None with STREAM. is_reversed: with a permutation."""
 
     case: Union[Case, RaggedCase, GroupedCase]
-    splits: int
+    splits: Optional[int] = None
+    is_reversed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.splits}-{self.case}"
+        return f"{self.splits or 'reversed' * self.is_reversed}-{self.case}"
 
 
 def cases() -> Iterator[SplitCase]:
@@ -74,6 +75,38 @@ def cases() -> Iterator[SplitCase]:
     yield SplitCase(GroupedCase(mixed, majors=("kkn", "mnm", "kkn", "mnm", "kkn"), dynamic=True, config=wide), 3)
 
 
+def stream_cases() -> Iterator[SplitCase]:
+    """Launches whose last wave would be partly empty, on the emulator's 4 SMs; on 132 every tile has many parts."""
+    extents = {
+        "static coop": (136, 300),
+        "static pingpong": (136, 300),
+        "cluster 2x1": (72, 300),
+        "three warpgroups": (72, 300),
+        "two slabs": (72, 300),
+        "swapped": (136, 300),
+    }
+    for name, (m, n) in extents.items():
+        config = SCHEDULES[name]
+        yield SplitCase(Case(f"stream {name}", m, n, 200, c="bf16", bias="bf16", beta=0.5, config=config))
+    small = GemmConfig(64, 64, pingpong=True, cluster_m=1)
+    wide = GemmConfig(64, 64, cluster_m=1)
+    yield SplitCase(Case("stream deep", 64, 64, 1000, out="fp32", c="fp32", config=small))
+    yield SplitCase(Case("stream three tiles", 136, 64, 500, out="fp32", bias="bf16", config=small))
+    yield SplitCase(Case("stream k = 0", 72, 300, 0, c="bf16", bias="bf16", config=small))
+    yield SplitCase(Case("stream one k tile", 72, 300, 40, c="bf16", config=wide))
+    yield SplitCase(Case("stream whole waves", 128, 128, 300, c="bf16", config=small))
+    yield SplitCase(Case("stream batch", 72, 72, 200, batch=3, c="bf16", bias="bf16", bias_batched=True, config=small))
+    yield SplitCase(
+        Case("stream batch", 72, 130, 200, batch=3, bias="bf16", bias_batched=True, config=wide), None, True
+    )
+    odd = Case("stream odd", 131, 139, 272, pitch="odd", out_pitch="odd", c="bf16", c_pitch="odd", config=small)
+    yield SplitCase(odd)
+    yield SplitCase(Case("stream m-major", 136, 136, 200, out_major="m", c="fp32", c_major="m", config=wide))
+    yield SplitCase(Case("stream in place", 136, 136, 200, c="bf16", in_place=True, alpha=0.5, config=small))
+    yield SplitCase(Case("stream fp8", 136, 136, 600, a="e4m3", b="e4m3", config=small))
+    yield SplitCase(Case("stream fp8 fast", 136, 136, 600, a="e4m3", b="e5m2", fast_accum=True, config=wide))
+
+
 Operands = Union[CaseOperands, RaggedOperands, GroupedOperands]
 
 
@@ -81,7 +114,10 @@ class Run:
     """The tensors of a case. `launch` may be called any number of times."""
 
     def __init__(self, split: SplitCase, mode: SplitKMode, device: str):
-        self.case, self.options = split.case, {"split_k": split.splits, "split_k_mode": mode}
+        self.case = split.case
+        self.options: dict[str, Any] = {"split_k": split.splits, "split_k_mode": mode}
+        if split.is_reversed:
+            self.options["batch_idx_permute"] = torch.arange(split.case.batch, dtype=torch.int32, device=device).flip(0)
         self.operands: Any
         if isinstance(self.case, Case):
             self.operands = operands(self.case, device)

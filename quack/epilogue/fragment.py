@@ -10,105 +10,65 @@ lane % 4 and r lane / 4, per group of 8 columns:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32
+from cutlass import Float32, Int32
+from cutlass.tensor_utils import LayoutEnum
+from cutlass.utils import sm90 as sm90_utils
 
+from ..cute_dtype import CUTE_DTYPE
 from ..dsl.fast_math import select
+from ..gemm_config import Major, OperandSpec
+from .fragment_layout import BlockElement, FragmentLayout, RowTotals, exchange_halves
 
 
-class BlockElement(NamedTuple):
-    """One of the eight elements that a thread holds of a 16 x 16 block: (row + 8 row_half, column + 8 col_half + parity), where
-    (row, column) is the first of them, in the block's first 8 rows and 8 columns."""
+@dataclass(frozen=True)
+class MmaFragment(FragmentLayout):
+    """The layout above. mma: of 64 rows, that is of one warpgroup. thread: in the warpgroup."""
 
-    register: int
-    row_half: int
-    col_half: int
-    parity: int
-
-
-class MmaFragment:
-    """The layout above. Static facts; everything is decided while tracing."""
-
-    rows_per_slab = 2  # rows of which one thread holds elements
-    row_lanes = (1, 2)  # lane ^ these: the other lanes that hold elements of my rows
+    mma: cute.TiledMma
+    thread: Int32
+    slab_m = 64
+    rows_per_slab = 2
+    row_lanes = (1, 2)
+    row_leader = 3
     col_lanes = (4, 8, 16)  # lane ^ these: the other lanes that hold elements of my columns
-    row_leader = 3  # lanes with none of these bits set speak for their rows
 
-    @staticmethod
-    def row_slot(element: int) -> int:
-        """Which of the thread's rows of a slab the element is in."""
+    def partition(self, slab: cute.Tensor) -> cute.Tensor:
+        return self.mma.get_slice(self.thread).partition_C(slab)
+
+    def row_slot(self, element: int) -> int:
         return element // 2 % 2
 
-    @staticmethod
-    def first_element(slot: int) -> int:
-        """A register of the thread's part of a slab that is in its `slot`-th row."""
+    def first_element(self, slot: int) -> int:
         return 2 * slot
 
-    @staticmethod
-    def first_column() -> Int32:
-        """The first of the columns of which this thread holds elements."""
+    def first_column(self) -> Int32:
         return cute.arch.lane_idx() % 4 * 2
 
-    @staticmethod
-    def column_offset(element: int) -> int:
-        """How far right of that column the element is."""
+    def column_offset(self, element: int) -> int:
         return element // 4 * 8 + element % 2
 
-    @staticmethod
-    def columns_before(element: int) -> int:
-        """How many columns precede the group of 8 that the element is in."""
+    def columns_before(self, element: int) -> int:
         return element // 4 * 8
 
-    @staticmethod
-    def pairs(elements: int) -> list[tuple[int, int]]:
-        """Registers of the elements in columns 2j and 2j + 1 of one row."""
-        return [(first, first + 1) for first in range(0, elements, 2)]
-
-    @staticmethod
-    def columns(elements: int) -> list[tuple[int, int]]:
-        """Registers of the elements in one column, one entry per column."""
-        return [(first + j, first + j + 2) for first in range(0, elements, 4) for j in range(2)]
-
-    @staticmethod
-    def blocks(elements: int) -> list[list[BlockElement]]:
-        """The thread's elements by 16 x 16 block, of which a fragment has a row; each block's first element first."""
+    def blocks(self, elements: int) -> list[list[BlockElement]]:
         places = [(row, col, parity) for col in range(2) for row in range(2) for parity in range(2)]
         return [[BlockElement(first + v, *place) for v, place in enumerate(places)] for first in range(0, elements, 8)]
 
-    @staticmethod
-    def fold_rows(
-        fragment: cute.Tensor, op: Callable[[Float32, Float32], Float32]
-    ) -> tuple[list[Float32], list[Int32], Boolean]:
-        """Combine a fragment over the rows of each warp: (totals, the columns of the fragment they are of, whether they are
-        this lane's to speak for).
-
-        The eight lanes of a column exchange halves of what they hold: 8 + 4 + 2 shuffles for 16 columns, not 3 x 16.
-        """
+    def fold_rows(self, fragment: cute.Tensor, op: Callable[[Float32, Float32], Float32]) -> RowTotals:
+        """The eight lanes of a column exchange halves of what they hold."""
+        groups = range(0, cute.size(fragment), 4)
+        columns = [op(fragment[group + j], fragment[group + j + 2]) for group in groups for j in range(2)]
+        totals, first, is_speaker = exchange_halves(columns, self.col_lanes, op)
         lane = cute.arch.lane_idx()
-        totals = [op(fragment[top], fragment[bottom]) for top, bottom in MmaFragment.columns(cute.size(fragment))]
-        first, is_speaker = Int32(0), Boolean(True)  # first: which of the thread's columns totals[0] is of
-        for mask in MmaFragment.col_lanes:
-            is_upper = lane & mask != 0
-            half = len(totals) // 2
-            if half == 0:
-                totals = [op(totals[0], cute.arch.shuffle_sync_bfly(totals[0], mask))]
-                is_speaker = is_speaker & (lane & mask == 0)
-                continue
-            lower, upper = totals[:half], totals[half:]
-            kept = [select(is_upper, high, low) for low, high in zip(lower, upper)]
-            sent = [select(is_upper, low, high) for low, high in zip(lower, upper)]
-            totals = [op(own, cute.arch.shuffle_sync_bfly(other, mask)) for own, other in zip(kept, sent)]
-            first = first + Int32(is_upper) * half
         indices = [first + i for i in range(len(totals))]
-        return totals, [8 * (i // 2) + lane % 4 * 2 + i % 2 for i in indices], is_speaker
+        return RowTotals(totals, [8 * (i // 2) + lane % 4 * 2 + i % 2 for i in indices], is_speaker)
 
-    @staticmethod
-    def halve(fragment: cute.Tensor, function: Callable[[Float32, Float32], Float32]) -> cute.Tensor:
-        """A fragment of half as many columns: column j is function(column 2j, column 2j + 1), in the same layout.
-
-        A thread computes column 4i + q of both its rows for each group i of 8 columns, but must hold columns 2q and 2q + 1
+    def halve(self, fragment: cute.Tensor, function: Callable[[Float32, Float32], Float32]) -> cute.Tensor:
+        """A thread computes column 4i + q of both its rows for each group i of 8 columns, but must hold columns 2q and 2q + 1
         of each pair of groups (8 columns of the result). The four lanes of a row exchange them in two shuffles a pair.
         """
         lane = cute.arch.lane_idx()
@@ -126,3 +86,28 @@ class MmaFragment:
                 half[group // 2 + row] = select(is_lower, x, y)
                 half[group // 2 + row + 1] = select(is_lower, y, x)
         return half
+
+    def store_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
+        """stmatrix where it can."""
+        layout = LayoutEnum.ROW_MAJOR if spec.major is Major.INNER else LayoutEnum.COL_MAJOR
+        return self._stepwise(sm90_utils.sm90_get_smem_store_op(layout, CUTE_DTYPE[spec.dtype], Float32))
+
+    def write_stage(self, copy: cute.TiledCopy, values: cute.Tensor, smem: cute.Tensor, stage: Int32) -> None:
+        thread_copy = copy.get_slice(self.thread)
+        tRS_sD = thread_copy.partition_D(smem)  # (R2S, R2S_M, R2S_N, STAGE)
+        layout = cute.make_layout(cute.shape(thread_copy.partition_S(smem))[:3])
+        cute.copy(copy, cute.make_tensor(values.iterator, layout), tRS_sD[None, None, None, stage])
+
+    def load_copy(self, spec: OperandSpec, columns: int) -> cute.TiledCopy:
+        return self._stepwise(cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), CUTE_DTYPE[spec.dtype]))
+
+    def read_stage(self, copy: cute.TiledCopy, smem: cute.Tensor, stage: Int32) -> cute.Tensor:
+        tSR_sC = copy.get_slice(self.thread).partition_D(smem)[None, None, None, stage]
+        tSR_rC = cute.make_rmem_tensor(tSR_sC.shape, smem.element_type)
+        cute.autovec_copy(tSR_sC, tSR_rC)
+        return tSR_rC
+
+    def _stepwise(self, atom: cute.CopyAtom) -> cute.TiledCopy:
+        """In steps of 64 x 16, what one stmatrix x4 of 4 warps covers, so that it partitions subtiles narrower than the MMA."""
+        step = cute.make_copy_atom(cute.nvgpu.warp.StMatrix8x8x16bOp(False, 4), cutlass.BFloat16)
+        return cute.make_tiled_copy_S(atom, cute.make_tiled_copy_C_atom(step, self.mma))

@@ -8,7 +8,7 @@ Its other fields are *statics*, compiled into the kernel.
         scale: RowVector                        # (N,) or (L, N), any float dtype
         slope: float = 0.0                      # static
 
-        def visit(self, ctx, state, frag):      # once per 64 x epi_n subtile, registers only
+        def visit(self, ctx, state, frag):      # once per subtile, all rows of a slab x epi_n, registers only
             frag.update(lambda x, s: maximum(x * s, 0.0), ctx.values(self.scale, frag))
             return state
 
@@ -49,7 +49,7 @@ from ..dsl.barrier import sync_warpgroup
 from ..dsl.fast_math import select
 from ..gemm_config import GemmConfig
 from ..gemm_port import WARPS, EpilogueOpSpec, PortKind, PortSource, PortSpec
-from .fragment import MmaFragment
+from .fragment_layout import FragmentLayout
 
 WARP_LANES = 32
 
@@ -140,7 +140,7 @@ class EpilogueFragment:
 
     acc:   fp32 registers, the running value of D; mixins update it in place.
     c:     fp32 registers with the same part of C, or None.
-    slab:  which of the warpgroup's 64-row slabs this is (trace-time int).
+    slab:  which of the warpgroup's slabs this is, `ctx.layout.slab_m` rows each (trace-time int).
     base:  index of acc[0] in the thread's part of the slab (trace-time int).
     subtile: which of the slab's subtiles (trace-time int).
     tiles: what mixins put for the tile outputs, by index.
@@ -260,9 +260,8 @@ class EpilogueContext:
     thread:       index of this thread among the 128 of its warpgroup.
     slab_rows:    per slab owned by this warpgroup, its first row within the CTA tile.
     scratch:      fp32 shared memory of this warpgroup's ports (None without any).
-    thread_slice: partitions a (64, tile_n) view the way the accumulator registers are.
-    inputs:       2-D views of the tile inputs for this problem.
     layout:       which elements this thread holds.
+    inputs:       2-D views of the tile inputs for this problem.
     """
 
     problem: Int32
@@ -279,10 +278,9 @@ class EpilogueContext:
     thread: Int32
     slab_rows: tuple
     config: GemmConfig
-    thread_slice: Any
+    layout: FragmentLayout
     scratch: Optional[cute.Tensor] = None
     inputs: tuple = ()
-    layout: ClassVar[type] = MmaFragment
 
     # ---- scalars and vectors ------------------------------------------------------------------------------------------
 
@@ -303,25 +301,25 @@ class EpilogueContext:
             first, stride = port.scratch, (0, 1)
         else:
             first, stride = port.scratch + self.slab_rows[frag.slab], (1, 0)
-        slab = cute.make_tensor(
-            self.scratch.iterator + first, cute.make_layout((64, self.config.tile_n), stride=stride)
+        shape = (self.layout.slab_m, self.config.tile_n)
+        view = self.layout.partition(
+            cute.make_tensor(self.scratch.iterator + first, cute.make_layout(shape, stride=stride))
         )
-        view = self.partition_slab(slab)
         values = cute.make_rmem_tensor(frag.acc.shape, Float32)
         for v in range(cute.size(values)):
             values[v] = view[frag.base + v]
         return values
 
-    def partition_slab(self, slab: cute.Tensor) -> cute.Tensor:
-        """This thread's elements of a (64, tile_n) tensor, in accumulator order."""
-        return self.thread_slice.partition_C(slab)
+    def slab_coordinates(self) -> cute.Tensor:
+        """(row, column) within a slab of this thread's elements, in register order."""
+        return self.layout.partition(cute.make_identity_tensor((self.layout.slab_m, self.config.tile_n)))
 
     def stage(self, port: BoundPort) -> None:
         """Framework: bring a vector port into shared memory."""
         if port.kind is PortKind.ROW_VECTOR:
             self.fill_scratch(port.value, port.scratch, Int32(0), self.col, self.cols, self.config.tile_n)
         elif port.kind is PortKind.COL_VECTOR:
-            self.fill_scratch(port.value, port.scratch, self.first_row, self.row, self.rows, self.config.tile_m)
+            self.fill_scratch(port.value, port.scratch, self.first_row, self.row, self.rows, self.config.cta_tile_m)
 
     @cute.jit
     def fill_scratch(
@@ -353,7 +351,7 @@ class EpilogueContext:
 
     def coordinates(self, frag: EpilogueFragment) -> list[tuple[Int32, Int32]]:
         """(row, column) within the problem of every element of the fragment."""
-        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
+        local = self.slab_coordinates()
         row = self.row + self.slab_rows[frag.slab]
         places = [local[frag.base + v] for v in range(cute.size(frag.acc))]
         return [(place[0] + row, place[1] + self.col) for place in places]
@@ -414,7 +412,7 @@ class EpilogueContext:
     def store_rows(self, port: BoundPort, state: cute.Tensor):
         """Write a shared row state to a RowPartials port: column `tile_n` of the rows of this tile."""
         partials, problem, tile_n, rows, cols = port.value, self.problem, self.tile_n, self.rows, self.cols
-        local = self.partition_slab(cute.make_identity_tensor((64, self.config.tile_n)))
+        local = self.slab_coordinates()
         is_leader = cute.arch.lane_idx() & self.layout.row_leader == 0
         is_inside = self.col < cols
         for slot in cutlass.range_constexpr(cute.size(state)):
@@ -471,7 +469,10 @@ class EpilogueContext:
 def load_elements(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragment) -> cute.Tensor:
     """Predicated element loads of a (M, N) view as fp32; 0 outside the problem."""
     values = cute.make_rmem_tensor(frag.acc.shape, Float32)
-    coordinates = ctx.partition_slab(cute.make_identity_tensor((64, ctx.config.tile_n)))
+    if cutlass.const_expr(ctx.layout.turns and has_contiguous_rows(tensor)):
+        values.store(load_turned(tensor, ctx, frag).load().to(Float32))
+        return values
+    coordinates = ctx.slab_coordinates()
     base = frag.base  # locals: the tracer would carry the whole objects through the `if`
     row, col, rows, cols = ctx.row + ctx.slab_rows[frag.slab], ctx.col, ctx.rows, ctx.cols
     for v in cutlass.range_constexpr(cute.size(values)):
@@ -481,6 +482,29 @@ def load_elements(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragm
         if m < rows and n < cols:
             value = tensor[m, n].to(Float32)
         values[v] = value
+    return values
+
+
+def has_contiguous_rows(tensor: cute.Tensor) -> bool:
+    """Whether the elements of a row of a (M, N) view are known to be neighbours in memory."""
+    stride = tensor.stride[1]
+    return isinstance(stride, int) and stride == 1
+
+
+@cute.jit
+def load_turned(tensor: cute.Tensor, ctx: EpilogueContext, frag: EpilogueFragment) -> cute.Tensor:
+    """`load_elements` of contiguous rows by threads that hold rows; of the tensor's dtype."""
+    values = cute.make_rmem_tensor(frag.acc.shape, tensor.element_type)
+    places = ctx.layout.turned_places(cute.size(values), tensor.element_type.width)
+    rows, cols = ctx.rows, ctx.cols
+    row, col = ctx.row + ctx.slab_rows[frag.slab], ctx.col + ctx.layout.columns_before(frag.base)
+    for v in cutlass.range_constexpr(cute.size(values)):
+        m, n = places[v][0] + row, places[v][1] + col
+        value = tensor.element_type(0.0)
+        if m < rows and n < cols:
+            value = tensor[m, n]
+        values[v] = value
+    ctx.layout.turn(values)
     return values
 
 

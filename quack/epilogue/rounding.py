@@ -13,7 +13,8 @@ numbers: as easy as 1, 2, 3", SC 2011; 7 rounds pass BigCrush there), whose 128 
     half    = row // 8 % 2 * 4 + column // 8 % 2 * 2 + column % 2        of the low halves of the four words, then the high
 
 which are the eight that one thread holds of a 16 x 16 block of a wgmma or mma.sync accumulator: two wide multiplications and
-two three-input xors a round, 3.5 instructions an element, and about five to apply the bits.
+two three-input xors a round, 3.5 instructions an element, and about five to apply the bits. A thread that holds one row of the
+block needs its four counters for sixteen elements, eight counters where it is a column of the user's D.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint32
+from cutlass import Boolean, Int32, Uint32
 
+from .fragment_layout import BlockElement
 from .protocol import EpilogueContext, EpilogueFragment, EpilogueMixin, Integer
 
 ROUNDS = 7
@@ -62,35 +64,48 @@ class RoundStochastically(EpilogueMixin):
             for register, noise in self.block_noise(Place(row, col, ctx.problem, state), index, block):
                 is_number = frag.acc[register] == frag.acc[register]
                 rounded = (bits[register] + noise) & Uint32(0xFFFF0000)
-                bits[register] = Uint32(cutlass.select_(is_number, rounded, bits[register]))
+                bits[register] = pick(is_number, rounded, bits[register])
         return state
 
-    def block_noise(self, first: "Place", index: int, block: list) -> list[tuple[int, Uint32]]:
+    def block_noise(self, first: "Place", index: int, block: list[BlockElement]) -> list[tuple[int, Uint32]]:
         """(register, 16 random bits) of every element of the fragment's block `index`, counted along the columns."""
-        words = random_words(first, 0, index * COLUMNS)
-        return [(e.register, half_word(words, 4 * e.row_half + 2 * e.col_half + e.parity)) for e in block]
+        found = []
+        for pair in sorted({e.offset // 2 for e in block}):
+            words = random_words(first, 0, index * COLUMNS + pair)
+            for e in block:
+                if e.offset // 2 == pair:
+                    word = 2 * e.col_half + e.offset % 2
+                    if e.row_half is None:
+                        noise = words[word] >> Uint32(first.row // 8 % 2 * 16) & Uint32(0xFFFF)
+                    else:
+                        noise = half_word(words, 4 * e.row_half + word)
+                    found.append((e.register, noise))
+        return found
 
 
 @dataclass(frozen=True)
 class RoundStochasticallyTransposed(RoundStochastically):
-    """The same bits where the kernel computes D^T: its columns are D's rows, so a block needs two counters."""
+    """The same bits where the kernel computes D^T: its columns are D's rows, so each column of a block needs a counter."""
 
-    def block_noise(self, first: "Place", index: int, block: list) -> list[tuple[int, Uint32]]:
+    def block_noise(self, first: "Place", index: int, block: list[BlockElement]) -> list[tuple[int, Uint32]]:
         turned = Place(first.col, first.row, first.problem, first.seed)
-        is_odd = turned.col % 2 == 1
+        is_odd, is_right = turned.col % 2 == 1, turned.col // 8 % 2 == 1
         found = []
-        for parity in range(2):
-            words = random_words(turned, index * LINES + parity, 0)
+        for offset in sorted({e.offset for e in block}):
+            words = random_words(turned, index * LINES + offset, 0)
             for e in block:
-                if e.parity == parity:
-                    half = 4 * e.col_half + 2 * e.row_half
-                    even, odd = half_word(words, half), half_word(words, half + 1)
-                    found.append((e.register, Uint32(cutlass.select_(is_odd, odd, even))))
+                if e.offset == offset:
+                    halves = [half_word(words, half) for half in range(4 * e.col_half, 4 * e.col_half + 4)]
+                    if e.row_half is None:
+                        even, odd = (pick(is_right, halves[i + 2], halves[i]) for i in range(2))
+                    else:
+                        even, odd = halves[2 * e.row_half : 2 * e.row_half + 2]
+                    found.append((e.register, pick(is_odd, odd, even)))
         return found
 
 
 class Place(NamedTuple):
-    """An element of D, in the first 8 rows and columns of its block, and what else the random bits depend on."""
+    """An element of D and what else the random bits depend on."""
 
     row: Int32
     col: Int32
@@ -109,3 +124,8 @@ def half_word(words: tuple[Uint32, ...], half: int) -> Uint32:
     """One of eight 16-bit numbers: the low halves of the words, then the high ones."""
     word = words[half % 4]
     return word & Uint32(0xFFFF) if half < 4 else word >> Uint32(16)
+
+
+def pick(condition: Boolean, if_true: Uint32, if_false: Uint32) -> Uint32:
+    """One of two, without a branch."""
+    return Uint32(cutlass.select_(condition, if_true, if_false))

@@ -20,8 +20,8 @@ class SmemTensors(NamedTuple):
 
     a: cute.Tensor  # (tile_m, tile_k, ab_stages)
     b: cute.Tensor  # (tile_n, tile_k, ab_stages)
-    c: Optional[cute.Tensor]  # (64, epi_n, c_stages)
-    outputs: tuple  # D and the mixins' tile outputs: (64, columns, warpgroups * d_stages), None where not by TMA
+    c: Optional[cute.Tensor]  # (slab_m, epi_n, c_stages)
+    outputs: tuple  # D and the mixins' tile outputs: (slab_m, columns, warpgroups * d_stages), None where not by TMA
     scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup
 
 

@@ -4,8 +4,6 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32
-from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
@@ -14,16 +12,15 @@ from ..gemm_base import TmaOperand
 from ..gemm_config import OperandSpec
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilogue_plan
 from ..gemm_problem_adapter import Operand
-from ..gemm_resources import SLAB_M
 from ..gemm_work import WorkDesc
 from ..split_k_combine import PartialTile
 from .cta import CtaContext
 from .gather import GatherRoles
-from .transport import operand_layout
 
 
 class DrainRole(GatherRoles):
-    """`team` is the draining warpgroup's, with its accumulators and mixins; see `warpgroups.MmaTeam`."""
+    """`team` is the draining warpgroup's, with `sums` (its `Accumulators` of the tile at hand), `layout` (the `FragmentLayout`
+    of a slab of them), mixins, index and share; see `warpgroups.MmaTeam`."""
 
     @cute.jit
     def finish_tile(
@@ -37,7 +34,7 @@ class DrainRole(GatherRoles):
         """The epilogue of one tile, whose accumulators are complete. mixins: (context, states)."""
         ctx, mixin_states = mixins
         io = self.make_epilogue_io(cta, team, work)
-        state = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.accumulators, state)
+        state = run_epilogue_plan(self, ctx, team.mixins, mixin_states, io, team.sums, state)
         if cutlass.const_expr(self.scratch_words > 0 and (self.reads_scratch_last or not io.has_tma_output)):
             sync_warpgroup(team.index)  # scratch is read until here; TMA stores end with this barrier anyway
         return state
@@ -45,7 +42,7 @@ class DrainRole(GatherRoles):
     def partial_tile(self, cta: CtaContext, team: Any, work: WorkDesc) -> PartialTile:
         """What this warpgroup has of the tile, after the main loop of one of its works."""
         thread = cute.arch.thread_idx()[0] % WARPGROUP_THREADS
-        return PartialTile(team.accumulators, work, cta.works.params, thread, team.index, team.share, self.sharing)
+        return PartialTile(team.sums, work, cta.works.params, thread, team.index, team.share, self.sharing)
 
     def make_context(self, cta: CtaContext, team: Any, work: WorkDesc) -> EpilogueContext:
         """What the mixins may know of this work."""
@@ -68,9 +65,9 @@ class DrainRole(GatherRoles):
             share=team.share,
             shares=self.sharing,
             thread=thread,
-            slab_rows=tuple((r * self.sharing + team.share) * SLAB_M for r in range(self.resources.slabs)),
+            slab_rows=tuple((r * self.sharing + team.share) * team.layout.slab_m for r in range(self.resources.slabs)),
             config=self.config,
-            thread_slice=team.slab_mma.get_slice(thread),
+            layout=team.layout,
             scratch=scratch,
             inputs=tuple(self.operand(cta.problem, Operand.D, t, work) for t in cta.operands.tile_inputs),
         )
@@ -79,7 +76,7 @@ class DrainRole(GatherRoles):
         """Transport of this work's C and outputs for one warpgroup."""
         c, copy_c = cta.operands.c, None
         if cta.smem.c is not None:
-            copy_c = epilogue_copy(cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), self.c_dtype), team.slab_mma)
+            copy_c = team.layout.load_copy(self.specs.c, self.resources.epi_n)
         operands = (cta.operands.d, *cta.operands.tile_outputs)
         outputs = zip((self.specs.d, *self.tile_output_specs), operands, cta.smem.outputs)
         return EpilogueIO(
@@ -101,23 +98,14 @@ class DrainRole(GatherRoles):
         self, cta: CtaContext, team: Any, work: WorkDesc, spec: OperandSpec, operand: TmaOperand, smem
     ) -> TileStore:
         """Transport of one output of this work for one warpgroup."""
-        dtype, copy = CUTE_DTYPE[spec.dtype], None
-        if operand.atom is not None:
-            copy = epilogue_copy(sm90_utils.sm90_get_smem_store_op(operand_layout(spec), dtype, Float32), team.slab_mma)
+        _, columns = self.subtile_of(spec)
         return TileStore(
             tensor=self.operand(cta.problem, Operand.D, operand.tensor, work),
             atom=operand.atom,
             descriptor=None if operand.atom is None else self.descriptor(cta.problem, Operand.D, work),
             smem=smem,
-            copy=copy,
-            dtype=dtype,
-            columns=self.subtile_of(spec)[1],
+            copy=None if operand.atom is None else team.layout.store_copy(spec, columns),
+            dtype=CUTE_DTYPE[spec.dtype],
+            columns=columns,
             is_halved=spec.is_halved,
         )
-
-
-def epilogue_copy(atom: cute.CopyAtom, slab_mma: cute.TiledMma) -> cute.TiledCopy:
-    """Registers in accumulator order <-> shared memory, in steps of 64 x 16 (what one stmatrix x4 of 4 warps covers), so
-    that it partitions subtiles narrower than the MMA."""
-    step = cute.make_copy_atom(cute.nvgpu.warp.StMatrix8x8x16bOp(False, 4), cutlass.BFloat16)
-    return cute.make_tiled_copy_S(atom, cute.make_tiled_copy_C_atom(step, slab_mma))

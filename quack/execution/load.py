@@ -6,7 +6,6 @@ from cutlass import Int32
 from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_state
 
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
-from ..gemm_resources import SLAB_M
 from ..gemm_work import WorkDesc
 from ..split_k_combine import is_last_part
 from .cta import CtaContext
@@ -98,7 +97,7 @@ class LoadRoles(OperandTransport):
     def load_c_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
         """Subtiles of one work. Sharing warpgroups drain in lock step: slab round r, subtile e, then warpgroup g."""
         tile_m, tile_n, _ = self.tile_mnk
-        epi_n = self.resources.epi_n
+        epi_n, slab_m = self.resources.epi_n, self.layout_class.slab_m
         mC = self.operand(cta.problem, Operand.C, cta.operands.c.tensor, work)
         descriptor = self.descriptor(cta.problem, Operand.C, work)
         for slab_round in cutlass.range_constexpr(self.resources.slabs):
@@ -107,9 +106,9 @@ class LoadRoles(OperandTransport):
                     slab = slab_round * self.sharing + sharer
                     gC = cute.local_tile(
                         mC,
-                        (SLAB_M, epi_n),
+                        (slab_m, epi_n),
                         (
-                            work.tile_m * (tile_m // SLAB_M) + slab,
+                            work.tile_m * (tile_m // slab_m) + slab,
                             work.tile_n * (tile_n // epi_n) + subtile,
                         ),
                     )

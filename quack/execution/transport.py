@@ -16,7 +16,7 @@ from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
 from ..gemm_port import PortKind, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import Operand
-from ..gemm_resources import SLAB_M, WORK_RING_STAGES, GemmResources
+from ..gemm_resources import WORK_RING_STAGES, GemmResources
 from ..work_stream import LocalStream, RingStream, WorkRing
 from .cta import SmemTensors
 from .line_copier import GATHER_WARPS
@@ -50,7 +50,7 @@ class OperandTransport(GemmBase):
 
     def subtile_of(self, spec: OperandSpec) -> tuple[int, int]:
         """(rows, columns) of an operand's part of an epilogue subtile."""
-        return SLAB_M, self.resources.epi_n // (2 if spec.is_halved else 1)
+        return self.layout_class.slab_m, self.resources.epi_n // (2 if spec.is_halved else 1)
 
     def smem_layout_epilogue(self, spec: OperandSpec, stages: int):
         dtype = CUTE_DTYPE[spec.dtype]
@@ -128,7 +128,7 @@ class OperandTransport(GemmBase):
             num_stages=self.resources.c_stages,
             producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
             consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
-            tx_count=SLAB_M * self.resources.epi_n * self.c_dtype.width // 8,
+            tx_count=self.layout_class.slab_m * self.resources.epi_n * self.c_dtype.width // 8,
             barrier_storage=barriers + 2 * self.resources.ab_stages,
             cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)),
             defer_sync=True,

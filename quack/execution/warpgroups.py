@@ -42,12 +42,14 @@ from cutlass import Boolean, Float32, Int32
 from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_state
 
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
+from ..epilogue.accumulators import RegisterAccumulators
+from ..epilogue.fragment import MmaFragment
 from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
 from ..gemm_base import Operands
+from ..gemm_config import GemmConfig, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueState
 from ..gemm_port import PortKind, present_ports
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
-from ..gemm_resources import SLAB_M
 from ..gemm_work import WorkDesc
 from ..split_k_combine import is_last_part
 from .cta import CtaContext, SmemTensors
@@ -69,19 +71,30 @@ class MmaTeam:
 
     index: which warpgroup; share: which of a tile's interleaved slabs are its (0 for ping-pong).
     mma: what the arch kernel multiplies with, see `WarpgroupGemm.bind_mma`.
-    slab_mma: an MMA for one warpgroup alone; partitions a 64-row slab in accumulator order.
+    layout: of the accumulators of a slab, those of an MMA for one warpgroup alone.
     """
 
     mma: Any
     accumulators: cute.Tensor  # (MMA, MMA_M, MMA_N): slab after slab
-    slab_mma: cute.TiledMma
+    layout: MmaFragment
     mixins: tuple
     index: Int32
     share: Int32
 
+    @property
+    def sums(self) -> RegisterAccumulators:
+        """The accumulators as the epilogue takes them."""
+        return RegisterAccumulators(self.accumulators)
+
 
 class WarpgroupGemm(DrainRole, ProducerRoles):
     """All but the main loop. Warps of a warpgroup are stacked along M, 16 rows each, and hold accumulators as wgmma does."""
+
+    layout_class = MmaFragment
+
+    @staticmethod
+    def sharing_of(config: GemmConfig) -> int:
+        return 1 if config.pingpong else mma_warpgroups(config)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -89,13 +102,17 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
         self.warpgroups = self.resources.mma_warpgroups
-        self.sharing = 1 if self.config.pingpong else self.warpgroups  # warpgroups that share one tile
+        self.sharing = self.sharing_of(self.config)
 
     # ---- the arch kernel's ----------------------------------------------------------------------------------------
 
     def make_tiled_mma(self, warpgroups: Optional[int] = None) -> cute.TiledMma:
         """The MMA of `warpgroups` (default: all that share a tile) stacked along M, 64 rows each."""
         raise NotImplementedError
+
+    def accumulator_shape(self, tiled_mma: cute.TiledMma):
+        """(MMA, MMA_M, MMA_N) of one thread, compact: slab after slab, of each the two rows and columns of 8 columns after 8."""
+        return tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n))
 
     def bind_mma(self, smem: SmemTensors, tiled_mma: cute.TiledMma, share: Int32) -> Any:
         """Device, once per kernel: what `multiply` needs of the operands in shared memory."""
@@ -173,10 +190,8 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
             share = Int32(0)
         return MmaTeam(
             mma=self.bind_mma(cta.smem, tiled_mma, share),
-            accumulators=cute.make_rmem_tensor(
-                tiled_mma.partition_shape_C((self.config.tile_m, self.config.tile_n)), Float32
-            ),
-            slab_mma=self.make_tiled_mma(1),
+            accumulators=cute.make_rmem_tensor(self.accumulator_shape(tiled_mma), Float32),
+            layout=MmaFragment(self.make_tiled_mma(1), cute.arch.thread_idx()[0] % WARPGROUP_THREADS),
             mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
             index=warpgroup_index,
             share=share,
@@ -258,7 +273,7 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
         Not where parts are combined: behind two main loops that makes ptxas serialise wgmma and spill."""
         slabs = self.resources.slabs
         if cutlass.const_expr(self.has_short_tiles and self.fast_accum and not self.combines):
-            if ctx.row + (slabs // 2 * self.sharing + team.share) * SLAB_M >= ctx.rows:
+            if ctx.row + (slabs // 2 * self.sharing + team.share) * self.layout_class.slab_m >= ctx.rows:
                 state = self.multiply(cta, team, slabs // 2, k_tiles, another_follows, state)
             else:
                 state = self.multiply(cta, team, slabs, k_tiles, another_follows, state)

@@ -1,9 +1,9 @@
-"""Whether to split K on Hopper, into how many parts, and who adds them up: the model of `sm90`, extended by what parts cost.
+"""Whether to split K, into how many parts, and who adds them up: `model`, extended by what parts cost.
 
     time = waves of parts + fix-up, and for SEPARATE a second launch
+    STREAM: whole waves + the longest range of k tiles + one more work's start + fix-up
 
-Rates are estimates for an H200 from its L2 bandwidth and the latency of a word that passes from SM to SM; a split must
-promise MIN_GAIN to be chosen. Only modes that give the same bits every time are.
+A split must promise MIN_GAIN to be chosen. Only modes that give the same bits every time are.
 """
 
 import math
@@ -15,53 +15,66 @@ from ..gemm_port import present_ports
 from ..runtime.legality import PARTIALS, legality
 from ..runtime.spec import DENSE, GemmShape, GemmSpec
 from ..runtime.split_k import split_spec, sum_spec
+from ..runtime.stream_k import cluster_count, streamed_tiles
 from ..split_k import SplitKMode
-from . import sm90
+from . import model
 
-PARTIAL_BYTES_PER_NS = 50.0  # one SM, to or from the L2
-L2_TOTAL_BYTES_PER_NS = 5500.0  # whole device
-L2_BYTES = 40e6  # of partial tiles that stay there
-TURN_NS = 1500.0  # from one part's release of its tile to the next one's first loads
-SECOND_LAUNCH_NS = 3000.0
 SMALL_SPLITS = (2, 3, 4, 5, 6, 8)
 MIN_GAIN = 0.9  # of the time without split-K
 
 
 class Choice(NamedTuple):
-    """spec: without split-K. splits: parts of every tile."""
+    """spec: without split-K. splits: parts of every tile, 1 for STREAM."""
 
     spec: GemmSpec
     splits: int = 1
     mode: SplitKMode = SplitKMode.SERIAL
     predicted_ns: float = 0.0
 
+    @property
+    def is_split(self) -> bool:
+        return self.splits > 1 or self.mode is SplitKMode.STREAM
 
-def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> Choice:
-    """The best predicted legal configuration, split or not; raises with the reason if none is legal."""
-    ranked = sm90.candidates(base, shape, sms, swapped)
-    whole = Choice(sm90.choose(base, shape, sms, swapped) if not ranked else ranked[0].spec)
+    def describe(self) -> str:
+        """As a user would ask for it."""
+        return f"split_k={self.splits} {self.mode.name}" if self.splits > 1 else self.mode.name
+
+
+def choose(
+    base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None, is_drawn: bool = False
+) -> Choice:
+    """The best predicted legal configuration, split or not; raises with the reason if none is legal. is_drawn: works will be
+    drawn from a counter, which rules out STREAM."""
+    ranked = model.candidates(base, shape, sms, swapped)
+    whole = Choice(model.choose(base, shape, sms, swapped) if not ranked else ranked[0].spec)
     if base.adapter != DENSE or not ranked:
         return whole
     best = ranked[0].predicted_ns
-    flops_per_ns = sms * sm90.MMA_FLOPS_PER_NS[base.operands.a.dtype.bits]
-    least_work = max(shape.flops / flops_per_ns, shape.batch * sm90.bytes_moved(base, shape) / sm90.HBM_BYTES_PER_NS)
-    if best * MIN_GAIN < sm90.LAUNCH_NS + max(TURN_NS, least_work):
+    rates = model.roofline_of(base.arch)
+    flops_per_ns = sms * rates.mma_flops_per_ns[base.operands.a.dtype.bits]
+    least_work = max(shape.flops / flops_per_ns, shape.batch * model.bytes_moved(base, shape) / rates.hbm_bytes_per_ns)
+    if best * MIN_GAIN < rates.launch_ns + max(rates.turn_ns, least_work):
         return whole  # nothing to gain: most calls end here
     found = min(
-        (choice for candidate in ranked for choice in splits_of(candidate.spec, candidate.shape, sms)),
+        (
+            choice
+            for candidate in ranked
+            for choice in splits_of(candidate.spec, candidate.shape, sms)
+            if not (is_drawn and choice.mode is SplitKMode.STREAM)
+        ),
         key=lambda choice: choice.predicted_ns,
         default=whole,
     )
-    return found if found.splits > 1 and found.predicted_ns < MIN_GAIN * best else whole
+    return found if found.is_split and found.predicted_ns < MIN_GAIN * best else whole
 
 
 def choose_for(
     base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec], splits: int, mode: SplitKMode
 ) -> GemmSpec:
     """The best predicted legal configuration for a number of parts and a mode that are given."""
-    ranked = [c for c in sm90.candidates(base, shape, sms, swapped) if legality(split_spec(c.spec, mode)).ok]
+    ranked = [c for c in model.candidates(base, shape, sms, swapped) if legality(split_spec(c.spec, mode)).ok]
     if not ranked:
-        return sm90.choose(base, shape, sms, swapped)
+        return model.choose(base, shape, sms, swapped)
     fits = [c for c in ranked if splits <= sms // (c.spec.config.cluster_m * c.spec.config.cluster_n)]
     return min(fits or ranked, key=lambda c: predict_ns(c.spec, c.shape, sms, splits, mode)).spec
 
@@ -80,42 +93,68 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
             for mode in modes:
                 yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
+    if works % clusters and legality(split_spec(spec, SplitKMode.STREAM)).ok:
+        yield Choice(spec, 1, SplitKMode.STREAM, stream_ns(spec, shape, sms))
 
 
 def cluster_tiles(shape: GemmShape, config: GemmConfig) -> int:
     """Works without split-K."""
-    tiles_m, tiles_n = shape.m / (config.tile_m * config.cluster_m), shape.n / (config.tile_n * config.cluster_n)
+    tiles_m, tiles_n = shape.m / (config.cta_tile_m * config.cluster_m), shape.n / (config.tile_n * config.cluster_n)
     return math.ceil(tiles_m) * math.ceil(tiles_n) * shape.batch
 
 
 def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: SplitKMode) -> float:
     """Modelled run time of one call with this many parts. shape in kernel terms."""
-    config = spec.config
+    if mode is SplitKMode.STREAM:
+        return stream_ns(spec, shape, sms)
+    config, rates = spec.config, model.roofline_of(spec.arch)
     works, ctas = cluster_tiles(shape, config), config.cluster_m * config.cluster_n
     clusters = max(sms // ctas // splits * splits, 1)
     waves = math.ceil(works * splits / clusters)
-    part = sm90.tile_ns(spec, math.ceil(shape.k / splits))
-    partial_bytes = 4 * config.tile_m * config.tile_n
-    pass_ns = partial_bytes / PARTIAL_BYTES_PER_NS
+    part = model.tile_ns(spec, math.ceil(shape.k / splits))
+    partial_bytes = 4 * config.cta_tile_m * config.tile_n
+    pass_ns = partial_bytes / rates.partial_bytes_per_ns
     # Parts of a tile end at about the same time, so all but the first wait for their turn.
-    fix_up = pass_ns + (splits - 1) * (TURN_NS + 2 * pass_ns) if mode is SplitKMode.SERIAL else pass_ns
+    fix_up = pass_ns + (splits - 1) * (rates.turn_ns + 2 * pass_ns) if mode is SplitKMode.SERIAL else pass_ns
     time = waves * (part + fix_up)
-    time = max(time, shape.batch * sm90.bytes_moved(spec, shape) / sm90.HBM_BYTES_PER_NS)
+    time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
     if mode is SplitKMode.SEPARATE:
-        time += SECOND_LAUNCH_NS + sum_ns(spec, works, sms, splits)
-    elif config.pingpong:
-        time += sm90.drain_ns(spec)
-    return sm90.LAUNCH_NS + 1.02 * time
+        time += rates.second_launch_ns + sum_ns(spec, works, sms, splits)
+    elif model.hides_drain(spec):
+        time += model.drain_ns(spec)
+    return rates.launch_ns + 1.02 * time
+
+
+def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
+    """The same for STREAM: whole tiles, the longest range of k tiles and the fix-up. Every cluster cuts one tile more than it
+    would otherwise work on."""
+    config, rates = spec.config, model.roofline_of(spec.arch)
+    assert config.tile_k is not None
+    clusters, tiles = cluster_count(config, sms), cluster_tiles(shape, config)
+    k_tiles = math.ceil(shape.k / config.tile_k)
+    streamed = streamed_tiles(tiles, clusters)
+    share = math.ceil(streamed * k_tiles / clusters)
+    time = (tiles - streamed) // clusters * model.tile_ns(spec, shape.k) + model.tile_ns(spec, share * config.tile_k)
+    touched = math.ceil(share / max(k_tiles, 1)) + 1  # tiles of a range, the first part of the last is not drained
+    if not model.hides_drain(spec):
+        time += (touched - 1) * rates.tile_start_ns + max(touched - 2, 0) * model.drain_ns(spec)
+    # Each cluster stores the first part of a tile and loads that of another; ping-pong hides one of them behind a main loop.
+    pass_ns = 4 * config.cta_tile_m * config.tile_n / rates.partial_bytes_per_ns
+    time += pass_ns if model.hides_drain(spec) else 2 * pass_ns
+    # Parts in the middle, of tiles longer than a range, end at about the same time and so take turns.
+    middle = max(math.ceil(k_tiles / max(share, 1)) - 1, 0)
+    time += middle * (rates.turn_ns + 2 * pass_ns)
+    time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
+    return rates.launch_ns + 1.02 * (time + (model.drain_ns(spec) if model.hides_drain(spec) else 0.0))
 
 
 def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:
     """The second launch, once it runs: pieces in waves, or all partial tiles through the memory that holds them."""
-    config, pieces = spec.config, sum_spec(spec, works, sms).config
-    elements = works * config.cluster_m * config.cluster_n * config.tile_m * config.tile_n
+    config, pieces, rates = spec.config, sum_spec(spec, works, sms).config, model.roofline_of(spec.arch)
+    tile = config.cta_tile_m * config.tile_n
+    elements = works * config.cluster_m * config.cluster_n * tile
     piece = pieces.tile_m * pieces.tile_n
-    per_piece = 4 * splits * piece / PARTIAL_BYTES_PER_NS + sm90.drain_ns(spec) * piece / (
-        config.tile_m * config.tile_n
-    )
+    per_piece = 4 * splits * piece / rates.partial_bytes_per_ns + model.drain_ns(spec) * piece / tile
     total = 4 * splits * elements
-    rate = L2_TOTAL_BYTES_PER_NS if total <= L2_BYTES else sm90.HBM_BYTES_PER_NS
+    rate = rates.l2_total_bytes_per_ns if total <= rates.l2_bytes else rates.hbm_bytes_per_ns
     return max(math.ceil(elements / piece / sms) * per_piece, total / rate)

@@ -1,7 +1,7 @@
-"""Which configuration for a symmetric result on Hopper: half the tiles, or all of them where half saves no wave.
+"""Which configuration for a symmetric result: half the tiles, or all of them where half saves no wave.
 
 Square tiles only, so the widest is 128 x 128: the largest that one warpgroup holds and that leaves room for two outputs.
-A whole product is a candidate where its bits are symmetric as well: wgmma's products commute and it adds those of element
+A whole product is a candidate where its bits are symmetric as well: the MMA's products commute and it adds those of element
 (r, c) in the order of those of (c, r), so B = A^T is enough; rounding and epilogue see equal numbers.
 """
 
@@ -12,25 +12,22 @@ from typing import Optional
 from ..gemm_config import GemmConfig
 from ..runtime.legality import legality
 from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
-from . import sm90
-from .sm90 import Candidate
+from . import model
+from .model import Candidate
 
-TILES = ((128, True), (64, True), (128, False))  # (tile_m = tile_n, ping-pong)
 STRIP = 8  # CTA tiles
 MARGIN = 1.05  # by which half of the tiles must be predicted to win: its stores to both sides were never measured
 
 
 def candidates(triangular: GemmSpec, shape: GemmShape, sms: int) -> list[Candidate]:
     """Every legal configuration of the triangular kernel, best predicted first."""
-    found = []
-    for tile, pingpong in TILES:
-        for cluster_m, cluster_n in sm90.CLUSTERS:
-            if cluster_m * cluster_n > 1 and shape.m <= tile:
+    tuning, found = model.tuning_of(triangular.arch), []
+    for tile, pingpong in tuning.symmetric_tiles:
+        for cluster in tuning.clusters:
+            if cluster != (1, 1) and shape.m <= tile:
                 continue
-            config = GemmConfig(
-                tile, tile, pingpong=pingpong, cluster_m=cluster_m, cluster_n=cluster_n, max_swizzle_size=STRIP
-            ).with_tile_k(triangular.operands.a.dtype)
-            spec = replace(triangular, config=config)
+            spec = model.with_tile(triangular, (tile, tile, pingpong), cluster)
+            spec = replace(spec, config=replace(spec.config, max_swizzle_size=STRIP))
             if legality(spec).ok:
                 found.append(Candidate(spec, shape, predict_ns(spec, shape, sms)))
     return sorted(found, key=lambda c: c.predicted_ns)
@@ -45,29 +42,29 @@ def choose(
     """
     ranked = candidates(triangular, shape, sms)
     if not ranked:
-        smallest = GemmConfig(64, 64, pingpong=True, cluster_m=1).with_tile_k(triangular.operands.a.dtype)
-        legality(replace(triangular, config=smallest)).require()
+        tile, pingpong = min(model.tuning_of(triangular.arch).symmetric_tiles)
+        legality(model.with_tile(triangular, (tile, tile, pingpong))).require()
         raise UnsupportedGemm("no tile configuration fits this combination of operands")
     best = ranked[0]
-    for candidate in sm90.candidates(whole[0], shape, sms, whole[1])[:1] if whole else ():
+    for candidate in model.candidates(whole[0], shape, sms, whole[1])[:1] if whole else ():
         if candidate.predicted_ns < MARGIN * best.predicted_ns:
             best = candidate
     return best.spec
 
 
 def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
-    """Modelled run time of one launch of the triangular kernel; as `sm90.predict_ns`, but each tile is stored twice."""
-    config = spec.config
+    """Modelled run time of one launch of the triangular kernel; as `model.predict_ns`, but each tile is stored twice."""
+    config, rates = spec.config, model.roofline_of(spec.arch)
     ctas = config.cluster_m * config.cluster_n
     waves = math.ceil(works(shape, config) / (sms // ctas))
-    mirror = config.tile_m * config.tile_n * spec.operands.d.dtype.bytes / sm90.STORE_BYTES_PER_NS
-    drain = sm90.drain_ns(spec) + mirror
-    if config.pingpong:
-        compute = waves * max(sm90.tile_ns(spec, shape.k), drain) + drain
+    mirror = config.tile_m * config.tile_n * spec.operands.d.dtype.bytes / rates.store_bytes_per_ns
+    drain = model.drain_ns(spec) + mirror
+    if model.hides_drain(spec):
+        compute = waves * max(model.tile_ns(spec, shape.k), drain) + drain
     else:
-        compute = waves * (sm90.tile_ns(spec, shape.k) + mirror)
+        compute = waves * (model.tile_ns(spec, shape.k) + mirror)
     moved = shape.batch * bytes_moved(spec, shape)
-    return sm90.LAUNCH_NS + max(compute, moved / sm90.HBM_BYTES_PER_NS) + 0.02 * compute
+    return rates.launch_ns + max(compute, moved / rates.hbm_bytes_per_ns) + 0.02 * compute
 
 
 def works(shape: GemmShape, config: GemmConfig) -> int:
@@ -80,14 +77,14 @@ def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     """Least HBM traffic of one problem: half of C is not read."""
     c = spec.operands.c
     unread = shape.m * shape.n * c.dtype.bytes / 2 if c is not None else 0.0
-    return sm90.bytes_moved(spec, shape) - unread
+    return model.bytes_moved(spec, shape) - unread
 
 
 def explain(triangular: GemmSpec, shape: GemmShape, sms: int, whole: Optional[tuple[GemmSpec, GemmSpec]] = None) -> str:
     """The choice and its runners-up with predicted times."""
     ranked = candidates(triangular, shape, sms)[:4]
     if whole:
-        ranked += sm90.candidates(whole[0], shape, sms, whole[1])[:1]
+        ranked += model.candidates(whole[0], shape, sms, whole[1])[:1]
     lines = []
     for candidate in sorted(ranked, key=lambda c: c.predicted_ns):
         kind = "half" if candidate.spec.plan == triangular.plan else "whole"

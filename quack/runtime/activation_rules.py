@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..gemm_port import PortKind, PortSource, tile_layouts
-from ..sm90.resources import resources
+from .budget import budget_of
 from .spec import GemmSpec
 
 FORWARD, BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
@@ -38,7 +38,7 @@ def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         limit, what = MOST_BY_ELEMENT, "several of C, preact and postact by element"
     if reduces and by_element:
         limit, what = MOST_REDUCING_BY_ELEMENT, "a row reduction and outputs by element"
-    found = resources(spec.operands, config, spec.fast_accum, spec.epilogue).accumulator_registers
+    found = budget_of(spec).accumulator_registers
     if found > limit:
         yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
     is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE

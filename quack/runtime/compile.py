@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
+from ..arch import ARCHES
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
 from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
@@ -33,7 +34,6 @@ from .user_code import user_class, user_modules
 
 FUNCTION_NAME = "quack_gemm"
 EMULATED_SUFFIX, OBJECT_MEMBER, PTX_MEMBER = ".emulated.zip", "function.o", "kernels.ptx"
-KERNELS = {"sm_90a": "quack.sm90.gemm:GemmSm90"}
 DSL_PACKAGES = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu12", "nvidia-cutlass-dsl-libs-cu13", "apache-tvm-ffi")
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,9 +63,10 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         adapter = permuted(adapter)
     plan = resolve(spec.plan)
     if spec.combine is not None:
-        adapter = split(adapter) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
-        plan = combining(resolve(spec.combine), plan)
-    kernel_class = compose(resolve(KERNELS[spec.arch]), adapter, plan, *mixins)
+        combine = resolve(spec.combine)
+        adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
+        plan = combining(combine, plan)
+    kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum)
     counter = None
     if spec.config.is_dynamic_persistent:
@@ -84,7 +85,7 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         counter,
         cutlass.Int32(1),
         cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
-        options=f"--enable-tvm-ffi --gpu-arch {spec.arch} {extra_options}",
+        options=f"--enable-tvm-ffi --gpu-arch {spec.target or spec.arch} {extra_options}",
     )
 
 
@@ -219,7 +220,7 @@ def _quack_imports(module: str, path: Path, text: str) -> list[str]:
 
 def cache_key(spec: GemmSpec) -> str:
     """Identity of the object: spec, toolchain, and the sources that this kernel imports."""
-    names = (KERNELS[spec.arch], spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
+    names = (ARCHES[spec.arch].execution.kernel, spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
     modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
     modules.update(*(user_modules(name) for name in names if is_user_code(name)))
     roots = ("quack.compose", *sorted(modules))
@@ -369,4 +370,4 @@ def example_spec(arch: str = "sm_90a") -> GemmSpec:
         return OperandSpec(Dtype.BF16, 2, transposed, Major.INNER)
 
     operands = OperandSpecs(operand(False), operand(True), operand(False))
-    return GemmSpec(arch, operands, GemmConfig().with_tile_k(Dtype.BF16))
+    return GemmSpec(arch, operands, GemmConfig()).configured(GemmConfig(128, 128, cluster_m=1))

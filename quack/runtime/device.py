@@ -14,18 +14,20 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from .. import emulator
+from ..arch import ARCH_OF_CAPABILITY
 from .spec import UnsupportedGemm
 
-ARCH_OF_CAPABILITY = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_103a", (12, 0): "sm_120a", (12, 1): "sm_121a"}
 EMULATED = -1  # ordinal; also what `Tensor.get_device` says of a CPU tensor
 
 
 class Device(NamedTuple):
-    """ordinal: CUDA device number or EMULATED; sms: streaming multiprocessors."""
+    """ordinal: CUDA device number or EMULATED; sms: streaming multiprocessors. arch: whose kernels it runs; target: its own
+    architecture, if that is another one."""
 
     ordinal: int
     arch: str
     sms: int
+    target: Optional[str] = None
 
     @property
     def is_emulated(self) -> bool:
@@ -43,17 +45,37 @@ def why_unusable(name: str, device: torch.device) -> Optional[str]:
 def device_of(tensor: torch.Tensor) -> Device:
     """The device whose kernels work on `tensor`; it must be usable."""
     if tensor.is_cuda:
-        return device_info(tensor.device.index)
-    settings = emulator.current()
-    assert settings.arch is not None
-    properties = settings.device(settings.arch)
-    return Device(EMULATED, ARCH_OF_CAPABILITY[properties.compute_capability], properties.sm_count)
+        found = device_info(tensor.device.index)
+    else:
+        settings = emulator.current()
+        assert settings.arch is not None
+        properties = settings.device(settings.arch)
+        found = Device(EMULATED, ARCH_OF_CAPABILITY[properties.compute_capability], properties.sm_count)
+    asked = _kernels_of.get()
+    return found if asked in (None, found.arch) else found._replace(arch=asked, target=found.arch)
 
 
-def emulation_key() -> tuple[Optional[str], Optional[int]]:
-    """What a plan for CPU tensors depends on besides the tensors."""
+def kernel_key(tensor: torch.Tensor) -> Optional[tuple]:
+    """What a plan depends on besides the tensors."""
+    asked = _kernels_of.get()
+    if tensor.is_cuda:
+        return None if asked is None else (asked,)
     settings = emulator.current()
-    return settings.arch, settings.sms
+    return settings.arch, settings.sms, asked
+
+
+_kernels_of: contextvars.ContextVar[Optional[str]] = contextvars.ContextVar("kernels_of", default=None)
+
+
+@contextlib.contextmanager
+def kernels_of(arch: str) -> Iterator[None]:
+    """For tests: within it devices run the kernels of another architecture, compiled for their own. `legality` refuses what
+    does not run there (`Execution.runs_on`)."""
+    token = _kernels_of.set(arch)
+    try:
+        yield
+    finally:
+        _kernels_of.reset(token)
 
 
 @functools.cache

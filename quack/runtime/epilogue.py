@@ -11,8 +11,9 @@ from typing import Any, Optional
 
 import torch
 
-from ..gemm_config import Dtype, Major, OperandSpec, mma_warpgroups
+from ..gemm_config import Dtype, Major, OperandSpec
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from .budget import budget_of
 from .operands import check_scalar, check_tensors, check_vector, dtype_of, is_injective, overlaps
 from .spec import GemmShape, GemmSpec
 
@@ -151,8 +152,8 @@ def _allocate(
         extents = (shape.m, -(-shape.n // spec.config.tile_n))
     else:
         config = spec.config
-        shares = 1 if config.pingpong else mma_warpgroups(config)
-        extents = (-(-shape.m // config.tile_m) * shares, shape.n)
+        shares = 1 if config.pingpong else budget_of(spec).mma_warpgroups
+        extents = (-(-shape.m // config.cta_tile_m) * shares, shape.n)
     return torch.empty((*((shape.batch,) if is_batched else ()), *extents), dtype=torch.float32, device=device)
 
 

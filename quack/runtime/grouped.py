@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 import torch
 
+from .. import heuristics
 from ..gemm_config import TMA_ALIGN_BYTES, GemmConfig, OperandSpec
 from ..gemm_port import GROUPED_WORDS, EpilogueOpSpec, PortKind, PortSource, present_ports
-from ..heuristics import sm90 as heuristics
 from ..split_k import SplitKMode
 from .device import EMULATED, Device, device_of, is_capturing, raw_stream, reachable, tile_counter
 from .dispatch import get_function
@@ -26,7 +26,7 @@ from .legality import legality
 from .operands import aligned_copy, byte_span
 from .plan import GemmRequest, describe_request
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
-from .split_k import COMBINE, SplitPlan, check_split
+from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
 Tensors = Sequence[torch.Tensor]
 Pointers = tuple[int, ...]
@@ -108,6 +108,8 @@ class GroupedLaunch:
 
     def __init__(self, spec: GemmSpec, device: Device, problems: list["Problem"], options: GroupedOptions):
         legality(spec).require()
+        if streams(options.split_k, options.split_k_mode):
+            legality(split_spec(spec, options.split_k_mode)).require()
         config = spec.config
         self.spec = spec
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
@@ -274,10 +276,10 @@ def prepare_grouped(tensors: GroupedTensors, options: GroupedOptions) -> Grouped
     device = device_of(tensors.A[0]) if tensors.A else None
     for base, members in classes.items():
         assert device is not None
-        swapped = replace(members[0][1], arch=device.arch)
+        swapped = members[0][1].on(device.arch, device.target)
         problems = [problem for problem, _ in members]
         try:
-            spec = choose(replace(base, arch=device.arch), swapped, [p.shape for p in problems], options, device)
+            spec = choose(base.on(device.arch, device.target), swapped, [p.shape for p in problems], options, device)
             if spec.config.swap_ab:
                 problems = [replace(p, shape=p.shape.swapped()) for p in problems]
             launches.append(GroupedLaunch(spec, device, problems, options))
@@ -292,8 +294,9 @@ def choose(
     """The pinned configuration, or the best predicted one."""
     if options.config is not None:
         chosen = swapped if options.config.swap_ab else base
-        return replace(chosen, config=options.config.with_tile_k(chosen.operands.a.dtype))
-    combine = COMBINE[options.split_k_mode] if (options.split_k or 1) > 1 else None  # asks more of a configuration
+        return chosen.configured(options.config)
+    splits = (options.split_k or 1) > 1 or streams(options.split_k, options.split_k_mode)
+    combine = COMBINE[options.split_k_mode] if splits else None  # asks more of a configuration
     base, swapped = replace(base, combine=combine), replace(swapped, combine=combine)
     spec = replace(heuristics.choose_grouped(base, shapes, device.sms, swapped), combine=None)
     dynamic = options.dynamic
@@ -385,7 +388,7 @@ def _pitch(spec: OperandSpec, shape: tuple[int, ...], strides: tuple[int, ...]) 
 
 def _works(shape: GemmShape, config: GemmConfig) -> int:
     """Cluster tiles."""
-    return -(-shape.m // (config.tile_m * config.cluster_m)) * -(-shape.n // (config.tile_n * config.cluster_n))
+    return -(-shape.m // (config.cta_tile_m * config.cluster_m)) * -(-shape.n // (config.tile_n * config.cluster_n))
 
 
 def _aligned_rows(rows: int, device: torch.device) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
+from ..arch import ARCHES, Arch, Feature
 from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind, present_ports, tile_layouts
 from ..gemm_resources import (
@@ -13,20 +14,45 @@ from ..gemm_resources import (
     PARTIAL_REGISTERS,
     SIDE_REGISTERS,
 )
-from ..sm90.resources import resources
 from .activation_rules import activation_refusals
-from .spec import DENSE, GATHERING, GROUPED, RAGGED_K, RAGGED_M, SYMMETRIC, GemmSpec, UnsupportedGemm, is_user_code
+from .budget import budget_of
+from .sm90_rules import sm90_refusals
+from .sm100_rules import sm100_refusals
+from .sm120_rules import sm120_refusals
+from .spec import (
+    DENSE,
+    GATHER_K,
+    GATHER_M,
+    GATHERING,
+    GROUPED,
+    RAGGED_K,
+    RAGGED_M,
+    STREAM_COMBINE,
+    SYMMETRIC,
+    VARLEN_K,
+    VARLEN_M,
+    GemmSpec,
+    UnsupportedGemm,
+    is_user_code,
+)
 from .symmetric_rules import symmetric_refusals
 
 GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
-TILE_M = (64, 128, 192, 256)
-TILE_K_BYTES = (128, 256)
-SWIZZLE_SPANS = (128, 64, 32)  # bytes
-CLUSTER_SIZES = (1, 2, 4)
-MAX_CLUSTER = 4
-INPUT_16BIT = (Dtype.BF16, Dtype.FP16)
+ARCH_RULES = {
+    "quack.sm90": sm90_refusals,
+    "quack.sm100": sm100_refusals,
+    "quack.sm120": sm120_refusals,
+}  # what only one kernel class refuses, by package
+FEATURES = {
+    VARLEN_M: Feature.VARLEN_M,
+    VARLEN_K: Feature.VARLEN_K,
+    GATHER_M: Feature.GATHER_M,
+    GATHER_K: Feature.GATHER_K,
+    GROUPED: Feature.GROUPED,
+    SYMMETRIC: Feature.SYMMETRIC,
+}
 PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `problem_order.PERMUTED_SCHEDULER`
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
@@ -52,14 +78,37 @@ class Legality:
 
 def legality(spec: GemmSpec) -> Legality:
     """The first rule that refuses, or Ok."""
-    if spec.arch != "sm_90a":
-        return Legality(f"no kernel for {spec.arch} yet", "a Hopper GPU (sm_90a)")
-    for refusal in _refusals(spec):
+    arch = ARCHES.get(spec.arch)
+    if arch is None or not arch.has_kernel:
+        built = ", ".join(arch.name for arch in ARCHES.values() if arch.has_kernel)
+        return Legality(f"no kernel for {spec.arch} yet", f"a GPU of {built}")
+    if spec.target not in (None, *arch.execution.runs_on):
+        return Legality(f"the kernel for {spec.arch} does not run on {spec.target}", f"target={spec.arch}")
+    for refusal in _refusals(spec, arch):
         return refusal
     return Legality()
 
 
-def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
+def _feature_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
+    """What this architecture's kernel has not been tested with."""
+    lacking, config = arch.execution.lacking, spec.config
+    if not lacking:
+        return
+    wanted = {
+        FEATURES.get(spec.adapter): True,
+        Feature.PERMUTED: spec.is_permuted,
+        Feature.SPLIT_K: spec.combine is not None,
+        Feature.STREAM_K: spec.combine == STREAM_COMBINE,
+        Feature.PINGPONG: config.pingpong,
+        Feature.DYNAMIC: config.is_dynamic_persistent,
+    }
+    for feature, is_wanted in wanted.items():
+        if is_wanted and feature in lacking:
+            assert feature is not None
+            yield Legality(f"{feature.label} has no kernel on {arch.name} yet", feature.alternative)
+
+
+def _adapter_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     """What ragged problems ask of layouts and schedules."""
     operands, config = spec.operands, spec.config
     if spec.adapter in (DENSE, SYMMETRIC):
@@ -71,11 +120,12 @@ def _adapter_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter in RAGGED_K:
-        if operands.a.dtype not in INPUT_16BIT or operands.b.dtype not in INPUT_16BIT:
-            kind, bits = ("fp8", 8) if operands.a.dtype.is_fp8 or operands.b.dtype.is_fp8 else ("fp32", 32)
+        strided = (operands.a.dtype, operands.b.dtype)
+        unstrided = arch.execution.k_major_only | arch.execution.k_major_b
+        for dtype in (d for d in strided if d in unstrided & arch.execution.inputs):
             yield Legality(
-                f"{kind} has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but wgmma reads {bits}-bit "
-                "operands K-major only",
+                f"{_kind(dtype)} has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but "
+                f"{arch.execution.mma} reads {dtype.bits}-bit operands K-major only",
                 "A.bfloat16(), B.bfloat16()",
             )
         for name, operand in (("A", operands.a), ("B", operands.b)):
@@ -150,17 +200,10 @@ def _port_refusals(spec: GemmSpec) -> Iterator[Legality]:
 
 def _gather_refusals(spec: GemmSpec) -> Iterator[Legality]:
     """What `A_idx` asks of the cluster and of the loading warps."""
-    config, a_bytes = spec.config, spec.operands.a.dtype.bytes
-    if spec.adapter not in GATHERING:
-        return
-    if config.cluster_n > 1:
+    config = spec.config
+    if spec.adapter in GATHERING and config.cluster_n > 1:
         yield Legality(
             f"cluster_n={config.cluster_n} multicasts A, but with A_idx threads copy A, each CTA its own", "cluster_n=1"
-        )
-    if config.tile_m == 192 and not config.pingpong and (config.tile_k or 0) * a_bytes > 128:
-        yield Legality(
-            f"tile_m=192 leaves loading warps 32 registers, too few to gather tile_k={config.tile_k}",
-            f"tile_k={128 // a_bytes}",
         )
 
 
@@ -170,6 +213,17 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
         yield Legality(
             "split-K needs clusters that persist: those that wait must not keep others out", "is_persistent=True"
         )
+    if spec.combine == STREAM_COMBINE:
+        if spec.adapter != DENSE:
+            yield Legality(
+                "SplitKMode.STREAM shares out the k tiles of equal problems, which ragged and grouped ones are not",
+                "SplitKMode.SERIAL with split_k=2",
+            )
+        if spec.config.is_dynamic_persistent:
+            yield Legality(
+                "SplitKMode.STREAM gives every cluster the same work: there is nothing to draw from a counter",
+                "is_dynamic_persistent=False",
+            )
     if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
         yield Legality(
             "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
@@ -177,16 +231,19 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
         )
 
 
-def _refusals(spec: GemmSpec) -> Iterator[Legality]:
+def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
+    yield from _feature_refusals(spec, arch)
     yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
-    yield from _adapter_refusals(spec)
+    yield from _adapter_refusals(spec, arch)
     yield from _gather_refusals(spec)
     yield from _concat_refusals(spec)
     yield from _order_refusals(spec)
     yield from _port_refusals(spec)
     yield from _split_refusals(spec)
-    yield from _operand_refusals(spec.operands, _input_names(spec.config))
-    yield from _config_refusals(spec.config, spec.operands)
+    yield from _operand_refusals(spec.operands, _input_names(spec.config), arch)
+    yield from _config_refusals(spec.config, spec.operands, arch)
+    if (rules := ARCH_RULES.get(arch.execution.package)) is not None:
+        yield from (Legality(*refusal) for refusal in rules(spec))
     yield from _budget_refusals(spec)
     yield from (Legality(*refusal) for refusal in activation_refusals(spec))
 
@@ -196,62 +253,75 @@ def _input_names(config: GemmConfig) -> tuple[str, str]:
     return ("B", "A") if config.swap_ab else ("A", "B")
 
 
-def _operand_refusals(operands: OperandSpecs, names: tuple[str, str]) -> Iterator[Legality]:
-    a, b = operands.a, operands.b
-    if a.dtype is not b.dtype and not (a.dtype.is_fp8 and b.dtype.is_fp8):
+def _kind(dtype: Dtype) -> str:
+    """A dtype of inputs as people say it: fp8 is two."""
+    return "fp8" if dtype.is_fp8 else dtype.value
+
+
+def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch) -> Iterator[Legality]:
+    a, b, execution = operands.a, operands.b, arch.execution
+    if not (a.dtype in execution.inputs and b.dtype in execution.inputs):
+        missing = {a.dtype, b.dtype} - execution.inputs
+        kinds = " and ".join(sorted({_kind(d) + (" inputs (tf32)" if d is Dtype.FP32 else " inputs") for d in missing}))
+        yield Legality(f"{kinds} have no kernel on {arch.name} yet", "A.bfloat16(), B.bfloat16()")
+    elif not execution.may_mix(a.dtype, b.dtype):
+        *others, last = (f"{kind} x {kind}" for kind in dict.fromkeys(_kind(d) for d in Dtype if d in execution.inputs))
         yield Legality(
-            f"{names[0]} is {a.dtype.value} and {names[1]} is {b.dtype.value}: wgmma multiplies bf16 x bf16, fp16 x fp16, "
-            "fp8 x fp8 or fp32 x fp32 (in tf32)",
+            f"{names[0]} is {a.dtype.value} and {names[1]} is {b.dtype.value}: {execution.mma} multiplies "
+            f"{', '.join(others)} or {last}",
             "convert one operand to the dtype of the other",
         )
-    if b.dtype is Dtype.FP32 and b.major is not Major.INNER:
-        role = "A" if names[0] == "A" else "B, with swap_ab=True,"
-        yield Legality(
-            f"fp32 {names[1]} is not K-major: wgmma reads 32-bit operands K-major only, but {role} can go through registers",
-            _k_major(names[1], b),
-        )
     for name, operand in zip(names, (a, b)):
-        if operand.dtype.is_fp8 and operand.major is not Major.INNER:
+        only, otherwise = execution.k_major_only, ""
+        if name == names[1] and b.dtype in execution.k_major_b:
+            only = execution.k_major_b
+            otherwise = f", but {'A' if names[0] == 'A' else 'B, with swap_ab=True,'} can go through registers"
+        if operand.dtype in only and operand.major is not Major.INNER:
             yield Legality(
-                f"fp8 {name} is not K-major: wgmma reads 8-bit operands K-major only",
-                _k_major(name, operand),
+                f"{_kind(operand.dtype)} {name} is not K-major: {execution.mma} reads {operand.dtype.bits}-bit operands "
+                f"K-major only{otherwise}",
+                f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}",
             )
         if not operand.is_tma:
             yield Legality(f"{name} is not 16-byte aligned", f"an aligned copy of {name}")
 
 
-def _k_major(name: str, operand: OperandSpec) -> str:
-    """How to pass it."""
-    return f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}"
-
-
-def _config_refusals(config: GemmConfig, operands: OperandSpecs) -> Iterator[Legality]:
+def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> Iterator[Legality]:
+    execution = arch.execution
     tile_k = config.with_tile_k(operands.a.dtype).tile_k
     assert tile_k is not None
-    if config.tile_m not in TILE_M:
-        yield Legality(f"tile_m={config.tile_m} is not one of {TILE_M}", f"tile_m={_nearest(config.tile_m, TILE_M)}")
-    if config.tile_n % 16 or not 16 <= config.tile_n <= 256:
-        yield Legality(f"tile_n={config.tile_n} is not a multiple of 16 in 16..256", "tile_n=128")
-    if tile_k * operands.a.dtype.bytes not in TILE_K_BYTES:
+    heights, step, widest = execution.tile_m, execution.tile_n_step, execution.max_tile_n
+    if config.tile_m not in heights:
+        yield Legality(f"tile_m={config.tile_m} is not one of {heights}", f"tile_m={_nearest(config.tile_m, heights)}")
+    if config.tile_n % step or not step <= config.tile_n <= widest:
+        yield Legality(f"tile_n={config.tile_n} is not a multiple of {step} in {step}..{widest}", "tile_n=128")
+    if tile_k * operands.a.dtype.bytes not in execution.tile_k_bytes:
         yield Legality(
-            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {TILE_K_BYTES}",
+            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {execution.tile_k_bytes}",
             f"tile_k={128 // operands.a.dtype.bytes}",
         )
     if config.pingpong and config.tile_m > 128:
         yield Legality(f"ping-pong with tile_m={config.tile_m}: one warpgroup holds at most 128 rows", "tile_m=128")
     if config.is_dynamic_persistent and not config.is_persistent:
         yield Legality("is_dynamic_persistent needs is_persistent=True", "is_persistent=True")
-    clusters = (config.cluster_m, config.cluster_n)
-    if any(c not in CLUSTER_SIZES for c in clusters) or config.cluster_m * config.cluster_n > MAX_CLUSTER:
-        yield Legality(f"cluster {clusters} is not made of {CLUSTER_SIZES} with at most {MAX_CLUSTER} CTAs", "(2, 1)")
-    if config.use_tma_gather:
-        yield Legality("use_tma_gather needs TMA gather4, which sm_90a does not have", "use_tma_gather=False")
-    if config.device_capacity != 9:
-        yield Legality(f"device_capacity={config.device_capacity} is for another GPU than sm_90a", "device_capacity=9")
+    cluster, sizes, most = (config.cluster_m, config.cluster_n), execution.cluster_sizes, execution.max_cluster
+    if cluster not in execution.clusters:
+        legal = "(2, 1)" if most > 1 else "(1, 1)"
+        yield Legality(f"cluster {cluster} is not made of {sizes} with at most {most} CTAs", legal)
+    if config.use_tma_gather and not execution.has_tma_gather:
+        yield Legality(f"use_tma_gather needs TMA gather4, which {arch.name} does not have", "use_tma_gather=False")
+    elif config.use_tma_gather and Feature.TMA_GATHER not in execution.features:
+        yield Legality(f"{Feature.TMA_GATHER.label} has no kernel on {arch.name} yet", Feature.TMA_GATHER.alternative)
+    capability = arch.capability[0]
+    if config.device_capacity not in (None, capability):
+        yield Legality(
+            f"device_capacity={config.device_capacity} is for another GPU than {arch.name}",
+            f"device_capacity={capability}",
+        )
     if config.max_swizzle_size < 1:
         yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
     a_name, b_name = _input_names(config)
-    yield from _multicast_refusals(a_name, operands.a, config.tile_m, config.cluster_n)
+    yield from _multicast_refusals(a_name, operands.a, config.cta_tile_m, config.cluster_n)
     yield from _multicast_refusals(b_name, operands.b, config.tile_n, config.cluster_m)
 
 
@@ -259,7 +329,15 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
     """Each CTA of a multicast fetches 1/ctas of the tile, which must be whole swizzle atoms."""
     atom = 8
     if operand.major is Major.OUTER:
-        atom = next(s for s in (span // operand.dtype.bytes for span in SWIZZLE_SPANS) if tile % s == 0)
+        sizes = [row // operand.dtype.bytes for row in (128, 64, 32)]  # elements of a swizzled row
+        fitting = [size for size in sizes if tile % size == 0]
+        if not fitting:
+            yield Legality(
+                f"a {tile}-wide tile of {name} is no multiple of {sizes[-1]} elements, whole swizzled rows of 32 bytes",
+                f"{name} with K contiguous",
+            )
+            return
+        atom = fitting[0]
     if tile % (atom * ctas):
         yield Legality(
             f"a {tile}-wide tile of {name} does not split into {ctas} multicast slices of whole {atom}-element atoms",
@@ -268,7 +346,7 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
 
 
 def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
-    budget = resources(spec.operands, spec.config, spec.fast_accum, spec.epilogue)
+    budget = budget_of(spec)
     kinds = [port.kind for port in present_ports(spec.epilogue)]
     has_side_access = spec.operands.c is not None or not spec.operands.d.is_tma or PortKind.TILE_INPUT in kinds
     partials = sum(kind in (PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS) for kind in kinds)
@@ -286,8 +364,6 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
-    room = (128 if budget.mma_warpgroups == 3 else budget.mma_registers) - EPILOGUE_REGISTERS - budget.fragment_registers
-    limit = min(limit, room)
     if budget.accumulator_registers > limit:
         yield Legality(
             f"{spec.config} needs {budget.accumulator_registers} accumulator registers a thread, limit {limit}",

@@ -9,9 +9,9 @@ from typing import Any, Optional, Union
 
 import torch
 
+from .. import heuristics
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind
-from ..heuristics import sm90 as heuristics
 from ..heuristics import split_k as split_heuristics
 from ..split_k import SplitKMode
 from .device import Device, device_of, tile_counter
@@ -40,7 +40,8 @@ from .spec import (
     UnsupportedGemm,
     is_user_code,
 )
-from .split_k import SplitPlan, check_split, cluster_tiles
+from .split_k import SplitPlan, check_split, cluster_tiles, split_spec, streams
+from .stream_k import StreamPlan
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
@@ -231,14 +232,16 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     if 0 in (shape.m, shape.n, shape.batch):
         return EmptyPlan(request)
     device = device_of(request.A)
-    base = replace(base, arch=device.arch)
+    base = base.on(device.arch, device.target)
     if swapped is not None:
-        swapped = replace(swapped, arch=device.arch)
+        swapped = swapped.on(device.arch, device.target)
     splits, mode = request.split_k or 1, request.split_k_mode
+    is_streamed = streams(request.split_k, mode)
     if request.config is None:
-        if request.split_k is None:
-            spec, splits, mode, _ = split_heuristics.choose(base, shape, device.sms, swapped)
-        elif splits > 1:
+        if request.split_k is None and not is_streamed:
+            spec, splits, mode, _ = split_heuristics.choose(base, shape, device.sms, swapped, request.dynamic)
+            is_streamed = mode is SplitKMode.STREAM
+        elif splits > 1 or is_streamed:
             spec = split_heuristics.choose_for(base, shape, device.sms, swapped, splits, mode)
         else:
             spec = heuristics.choose(base, shape, device.sms, swapped)
@@ -250,8 +253,19 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
                 "the epilogue or commit policy has no form for D^T, which swap_ab computes", "swap_ab=False"
             )
         chosen = swapped if request.config.swap_ab and swapped is not None else base
-        spec = replace(chosen, config=request.config.with_tile_k(chosen.operands.a.dtype))
+        spec = chosen.configured(request.config)
     config = spec.config
+    if is_streamed:
+        legality(split_spec(spec, mode)).require()  # before its sizes are used
+        extents, tile_k = shape.swapped() if config.swap_ab else shape, config.tile_k
+        assert tile_k is not None
+        return GemmPlan(
+            spec,
+            device,
+            request,
+            copies,
+            StreamPlan(spec, cluster_tiles(extents, config), -(-shape.k // tile_k), device),
+        )
     if splits > 1:
         legality(spec).require()  # before its cluster size is used
         splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Optional
 
+from ..arch import ARCHES
 from ..gemm_config import GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec
 
@@ -16,6 +17,7 @@ GATHER_K = "quack.gather_adapter:GatherKAdapter"
 SYMMETRIC = "quack.symmetric_adapter:SymmetricAdapter"
 SYMMETRIC_COMMIT = "quack.symmetric_commit:SymmetricCommit"
 MIRROR = "quack.epilogue.mirror:Mirror"
+STREAM_COMBINE = "quack.split_k_combine:StreamCombine"
 USER_CODE = "user:"  # begins the names of classes that are known by their content, see `user_code`
 DEFAULT_COMMIT = "quack.gemm_epilogue_plan:DefaultCommit"
 RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)
@@ -39,6 +41,7 @@ class GemmSpec:
     is_permuted: problems are worked through in the order of a device vector.
     combine:    name of the mixin that puts together the parts of a tile, None if tiles are not split (`split_k_combine`).
     pieces_of:  of a kernel that only adds up partial tiles: the configuration of the kernel that stored them.
+    target:     of tests only: the compilation target where that is not `arch`, see `device.kernels_of`.
     """
 
     arch: str
@@ -51,6 +54,18 @@ class GemmSpec:
     is_permuted: bool = False
     combine: Optional[str] = None
     pieces_of: Optional[GemmConfig] = None
+    target: Optional[str] = None
+
+    def on(self, arch: str, target: Optional[str] = None) -> "GemmSpec":
+        """The same GEMM for an architecture, without distinctions that make none there."""
+        is_precise = ARCHES[arch].execution.precise_fp8
+        return replace(self, arch=arch, target=target, fast_accum=self.fast_accum or is_precise)
+
+    def configured(self, config: GemmConfig) -> "GemmSpec":
+        """With this configuration, what it leaves open filled in. The arch must be known."""
+        if config.device_capacity is None:
+            config = replace(config, device_capacity=ARCHES[self.arch].capability[0])
+        return replace(self, config=config.with_tile_k(self.operands.a.dtype))
 
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""

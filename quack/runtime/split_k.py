@@ -8,17 +8,18 @@ import torch
 
 from ..gemm_config import GemmConfig
 from ..gemm_resources import output_layouts
-from ..sm90.resources import resources
 from ..split_k import SplitKMode
+from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function
-from .spec import GemmShape, GemmSpec, UnsupportedGemm
+from .spec import STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
 
 _COMBINE = "quack.split_k_combine:"
 COMBINE = {
     SplitKMode.SERIAL: _COMBINE + "SerialCombine",
     SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
     SplitKMode.SEPARATE: _COMBINE + "StorePartials",
+    SplitKMode.STREAM: STREAM_COMBINE,
 }
 SUM_PARTIALS = _COMBINE + "SumPartials"
 PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
@@ -28,7 +29,7 @@ _memory: dict[tuple[int, int, str], torch.Tensor] = {}
 
 
 def check_split(split_k: object, mode: object) -> None:
-    """split_k: None or an int of at least 1."""
+    """split_k: None or an int of at least 1, with STREAM no more than 1."""
     if split_k is not None and type(split_k) is not int:
         raise TypeError(f"split_k is a {type(split_k).__name__}, expected an int, or None to have it chosen")
     if isinstance(split_k, int) and split_k < 1:
@@ -36,6 +37,15 @@ def check_split(split_k: object, mode: object) -> None:
     if not isinstance(mode, SplitKMode):
         names = ", ".join(str(m) for m in SplitKMode)
         raise TypeError(f"split_k_mode is {mode!r}, expected one of {names}")
+    if mode is SplitKMode.STREAM and isinstance(split_k, int) and split_k > 1:
+        raise ValueError(
+            f"split_k is {split_k} with SplitKMode.STREAM, which shares out the work of the last waves evenly, expected None"
+        )
+
+
+def streams(split_k: Optional[int], mode: SplitKMode) -> bool:
+    """Whether a call asks for stream-K."""
+    return split_k is None and mode is SplitKMode.STREAM
 
 
 def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
@@ -48,11 +58,13 @@ def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
 def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     """The second launch of SEPARATE: the widest pieces of which there are enough for the device. works: as in `split_memory`."""
     tiles = whole.config
-    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.tile_m // 64
+    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // 64
     is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
     widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
-    config = GemmConfig(64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab)
+    config = GemmConfig(
+        64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
+    )
     return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 
 
@@ -65,7 +77,7 @@ class SplitMemory(NamedTuple):
 
 def cluster_tiles(shape: GemmShape, config: GemmConfig, total_m: Optional[int] = None) -> int:
     """Works of a launch without split-K, at most. total_m: all rows, where groups share them."""
-    tile_m, tile_n = config.tile_m * config.cluster_m, config.tile_n * config.cluster_n
+    tile_m, tile_n = config.cta_tile_m * config.cluster_m, config.tile_n * config.cluster_n
     tiles_n = -(-shape.n // tile_n)
     if total_m is not None:  # as in VarlenScheduler.make_params
         return (total_m // tile_m + min(shape.batch, total_m)) * tiles_n
@@ -77,26 +89,28 @@ def split_memory(spec: GemmSpec, works: int, splits: int) -> SplitMemory:
     config = spec.config
     slots = works * config.cluster_m * config.cluster_n
     partials = splits if spec.combine == COMBINE[SplitKMode.SEPARATE] else 1
-    words = slots * partials * config.tile_m * config.tile_n
+    words = slots * partials * config.cta_tile_m * config.tile_n
     if max(words, works * splits) > MAX_WORDS:
         raise UnsupportedGemm(
             f"split_k={splits} needs a workspace of {words * 4 >> 30} GiB for {slots} tiles, limit 8 GiB", "split_k=1"
         )
-    return SplitMemory(words, slots * resources(spec.operands, config, spec.fast_accum).mma_warpgroups)
+    return SplitMemory(words, slots * budget_of(replace(spec, epilogue=())).mma_warpgroups)
 
 
 class SplitPlan:
     """The part of a prepared call that is about split-K.
 
     whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
-    holds: their waiting relies on it (`split_works`), and more parts would only add less each.
+    holds: their waiting relies on it (`split_works`), and more parts would only add less each. numbers: what the launch takes
+    before the memory.
     """
 
-    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "splits", "sum_up")
+    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "numbers", "sum_up")
 
     def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
         spec, config = split_spec(whole, mode), whole.config
-        self.splits, self.device, self.ctas = splits, device.ordinal, device.sms
+        self.numbers: tuple[int, ...] = (splits,)
+        self.device, self.ctas = device.ordinal, device.sms
         self.memory = split_memory(spec, works, splits)
         self.is_zeroed = mode is SplitKMode.PARALLEL
         self.function = get_function(spec, device.is_emulated)
@@ -115,7 +129,7 @@ class SplitPlan:
         # SEPARATE has none; under capture zeroed ones would cost a node of the graph.
         words, zeroed = (1, "unused") if self.sum_up is not None else (self.memory.semaphores, "semaphores")
         semaphores = memory_of_stream(self.device, zeroed, words, torch.int32)
-        split = (self.splits, workspace, semaphores)
+        split = (*self.numbers, workspace, semaphores)
         own = (*(arguments or ()), *split)
         if self.sum_up is None:
             self.function(*operands, own, ports, counter, self.clusters)

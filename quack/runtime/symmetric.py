@@ -25,13 +25,12 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     if 0 in (shape.m, shape.batch):
         return EmptyPlan(request)
     device = device_of(request.A)
-    triangular = symmetric_spec(replace(base, arch=device.arch))
+    triangular = symmetric_spec(base.on(device.arch, device.target))
     if request.config is not None:
-        config = request.config.with_tile_k(base.operands.a.dtype)
-        return GemmPlan(replace(triangular, config=config), device, request, copies)
+        return GemmPlan(triangular.configured(request.config), device, request, copies)
     whole = None
     if is_transpose(request.A, request.B) and swapped is not None:
-        whole = replace(base, arch=device.arch), replace(swapped, arch=device.arch)
+        whole = base.on(device.arch, device.target), swapped.on(device.arch, device.target)
     spec = heuristics.choose(triangular, shape, device.sms, whole)
     if request.dynamic:
         spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import quack
+import quack.gemm_interface  # registers the custom ops
 from quack.gemm_config import GemmConfig
 from quack.runtime import dispatch
 from tests.reference import relative_error

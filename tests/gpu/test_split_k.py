@@ -7,7 +7,7 @@ import quack
 from quack import SplitKMode
 from quack.gemm_config import GemmConfig
 from tests.cases import Case
-from tests.split_cases import MODES, Run, SplitCase, cases
+from tests.split_cases import MODES, Run, SplitCase, cases, stream_cases
 
 DETERMINISTIC = [mode for mode in MODES if mode.is_deterministic]
 PINGPONG = GemmConfig(128, 128, pingpong=True)
@@ -23,10 +23,44 @@ BIG = [
     ),
     SplitCase(Case("split big", 264, 520, 8192, a="e4m3", b="e4m3", config=GemmConfig(128, 128)), 8),
 ]
+LARGE = GemmConfig(128, 256)
+BIG_STREAMS = [  # whole waves behind the streamed tiles, or many parts a tile
+    SplitCase(Case("stream big", 2304, 4608, 2048, c="bf16", bias="bf16", config=LARGE)),
+    SplitCase(Case("stream big", 3072, 3072, 1096, out="fp32", config=PINGPONG)),
+    SplitCase(Case("stream big", 2560, 1280, 4096, c="bf16", config=PINGPONG)),
+    SplitCase(Case("stream big", 256, 256, 65536, out="fp32", config=PINGPONG)),
+    SplitCase(Case("stream big", 520, 392, 2000, batch=7, config=GemmConfig(128, 64, pingpong=True, cluster_m=1))),
+    SplitCase(Case("stream big", 1536, 3000, 4104, bias="bf16", config=GemmConfig(256, 128, cluster_m=1, cluster_n=2))),
+    SplitCase(Case("stream big", 2304, 1160, 8192, a="e4m3", b="e4m3", config=GemmConfig(128, 128))),
+    SplitCase(Case("stream big", 1160, 2304, 8192, a="e4m3", b="e4m3", fast_accum=True, config=PINGPONG)),
+]
 
 
 def by_value(mode: SplitKMode) -> str:
     return mode.value
+
+
+@pytest.mark.parametrize("case", [*stream_cases(), *BIG_STREAMS], ids=str)
+def test_stream_against_reference(case: SplitCase):
+    """Twice, for the first launch must leave its memory as it found it."""
+    run = Run(case, SplitKMode.STREAM, "cuda")
+    for _ in range(2):
+        run.launch()
+        run.verify()
+
+
+@pytest.mark.parametrize("config", [PINGPONG, GemmConfig(128, 128), GemmConfig(64, 128, pingpong=True)], ids=str)
+@pytest.mark.parametrize("shape", [(2560, 1280, 1024), (392, 264, 8192), (1160, 1160, 2048)], ids=str)
+def test_stream_gives_the_same_bits_a_thousand_times(shape: tuple[int, int, int], config: GemmConfig):
+    """Two parts a tile, and many."""
+    run = Run(SplitCase(Case("stream", *shape, out="fp32", config=config)), SplitKMode.STREAM, "cuda")
+    run.launch()
+    run.verify()
+    (expected,) = (bits.clone() for bits in run.outputs())
+    for _ in range(1000):
+        run.launch()
+        (bits,) = run.outputs()
+        assert torch.equal(bits, expected)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=by_value)
@@ -93,6 +127,41 @@ def test_streams_do_not_share_memory(mode: SplitKMode):
     for found, reference in zip(outs, exact):
         for out in found:
             torch.testing.assert_close(out.double(), reference, rtol=0, atol=1e-2)
+
+
+def test_stream_is_replayed_and_does_not_share_memory():
+    """A CUDA graph with new contents beside eager launches on another stream."""
+    A, B = tensors(2560, 1280, 4096)
+    other = [t.flip(0).contiguous() for t in tensors(2560, 1280, 4096)]
+    out = torch.empty(A.shape[0], B.shape[1], device="cuda")
+    call = dict(split_k_mode=SplitKMode.STREAM, out_dtype=torch.float32)
+    exact = other[0].double() @ other[1].double()
+    quack.gemm(A, B, **call)
+    torch.cuda.synchronize()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        quack.gemm(A, B, out=out, **call)
+    for seed in range(5):
+        A.copy_(torch.randn(A.shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda"))
+        out.fill_(float("nan"))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            eager = [quack.gemm(*other, **call) for _ in range(4)]
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out.double(), A.double() @ B.double(), rtol=0, atol=1e-2)
+        for result in eager:
+            torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-2)
+            assert torch.equal(result, eager[0])
+
+
+def test_the_heuristics_stream_a_mostly_empty_last_wave():
+    A, B = tensors(2560, 1280, 4096)
+    assert "STREAM" in quack.explain(A, B, torch.float32)
+    out = quack.gemm(A, B, out_dtype=torch.float32)
+    torch.testing.assert_close(out.double(), A.double() @ B.double(), rtol=0, atol=1e-2)
+    again = [quack.gemm(A, B, out_dtype=torch.float32) for _ in range(10)]
+    assert all(torch.equal(out, other) for other in again)
 
 
 def test_the_heuristics_split_deep_products():

@@ -17,6 +17,7 @@ from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.reduction import Reduction
 from quack.runtime.compile import kernel_facts, toolchain
+from quack.runtime.legality import legality
 from quack.runtime.spec import GATHER_K, GATHER_M, GROUPED, VARLEN_M, GemmSpec
 from quack.runtime.split_k import split_spec, sum_spec
 from quack.runtime.symmetric import symmetric_spec
@@ -112,13 +113,23 @@ def shipped() -> dict[str, GemmSpec]:
     for mode in SplitKMode:
         for config in (cooperative, pingpong, GemmConfig(64, 128, pingpong=True)):
             add(f"bf16 split {mode.value}", split_spec(gemm(config, operands()), mode))
-        add(f"bf16 split {mode.value} ragged rows", split_spec(ragged, mode))
+        if mode is not SplitKMode.STREAM:
+            add(f"bf16 split {mode.value} ragged rows", split_spec(ragged, mode))
         if mode is not SplitKMode.SEPARATE:
             add(f"bf16 split {mode.value} all mixins", split_spec(everything, mode))
     for works in (1000, 1):
         add("bf16 sum of parts", sum_spec(everything, works, 132))
     precise = gemm(GemmConfig(128, 176), fp8, fast_accum=False)
     add("fp8 precise split serial", split_spec(precise, SplitKMode.SERIAL))
+    add("fp8 precise split stream", split_spec(precise, SplitKMode.STREAM))
+    permuted = replace(gemm(pingpong, batched), is_permuted=True)
+    add("bf16 split stream permuted", split_spec(permuted, SplitKMode.STREAM))
+    for shape in TILES_16BIT:  # chosen for the shapes of everyday, not for deep products only
+        spec = gemm(tile(*shape), operands())
+        add("bf16 split stream", split_spec(spec, SplitKMode.STREAM))
+        with_c = replace(spec, operands=everything.operands, epilogue=everything.epilogue)
+        if legality(split_spec(with_c, SplitKMode.STREAM)).ok:
+            add("bf16 split stream all mixins", split_spec(with_c, SplitKMode.STREAM))
     for config in (cooperative, GemmConfig(256, 128), pingpong):
         add("bf16 user's softcap", gemm(config, operands(), epilogue=(users_softcap(),)))
         with_c = operands()._replace(c=operands().d)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import quack
+from quack import heuristics
 from quack.activation import Activation, GatedActivation
 from quack.gemm_config import GemmConfig
-from quack.heuristics import sm90 as heuristics
 from quack.runtime.legality import legality
 from quack.runtime.spec import GemmShape, UnsupportedGemm
 from tests.unit.ledger import activations, norms

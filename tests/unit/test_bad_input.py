@@ -6,14 +6,14 @@ tensors for those of another device.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
 import quack
-from quack import gemm_interface
+from quack import SplitKMode, gemm_interface
 from quack.gemm_config import GemmConfig
 from quack.runtime.gather import check_gather
 from quack.runtime.operands import overlaps
@@ -383,6 +383,32 @@ def _split_rows() -> Iterator[Row]:
             lambda t, n=name: call(t, n, serial),
             "split_k_mode is 'serial', expected one of SplitKMode.SERIAL",
             TypeError,
+        )
+        yield _bad(
+            f"{name} split_k with STREAM",
+            lambda t, n=name: call(t, n, {"split_k": 2, "split_k_mode": SplitKMode.STREAM}),
+            "split_k is 2 with SplitKMode.STREAM.*expected None",
+        )
+    stream, cooperative = {"split_k_mode": SplitKMode.STREAM}, GemmConfig(64, 64, cluster_m=1)
+    offsets = torch.tensor([0, 64], dtype=torch.int32)
+    for name, refused in {
+        "varlen_m": lambda t: quack.gemm(t(64, 64), t(1, 64, 64), cu_seqlens_m=offsets, **stream),
+        "varlen_k": lambda t: quack.gemm(t(64, 64).mT, t(64, 64), cu_seqlens_k=offsets, **stream),
+        "grouped": lambda t: quack.gemm_grouped([t(64, 64)], [t(64, 64)], **stream),
+        "grouped, pinned": lambda t: quack.gemm_grouped([t(64, 64)], [t(64, 64)], config=cooperative, **stream),
+    }.items():
+        yield _unsupported(
+            f"stream-K {name}",
+            refused,
+            "STREAM shares out the k tiles of equal problems.*SplitKMode.SERIAL with split_k=2",
+        )
+    for name, options in {"pinned": {"config": replace(cooperative, is_dynamic_persistent=True)}, "asked": {}}.items():
+        yield _unsupported(
+            f"stream-K dynamic, {name}",
+            lambda t, o=options: quack.gemm_tuned.fn(
+                t(64, 64), t(64, 64), t(64, 64), dynamic_scheduler=True, **o, **stream
+            ),
+            "STREAM gives every cluster the same work.*is_dynamic_persistent=False",
         )
     yield _unsupported(
         "split_k not persistent",

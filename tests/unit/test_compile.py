@@ -9,12 +9,21 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
+from cutlass import cute
 
+import quack
+from quack import gemm_interface
+from quack.arch import ARCH_OF_CAPABILITY, ARCHES
+from quack.emulator.runtime.device import DEVICES
 from quack.gemm_config import GemmConfig
 from quack.gemm_port import EpilogueOpSpec
 from quack.runtime import compile as compiling
+from quack.runtime import plan
 from quack.runtime.compile import CompileError, cache_key, compiled_function, example_spec, load_object, source_hash
 from quack.runtime.dispatch import get_function
+from quack.runtime.spec import UnsupportedGemm
+from quack.sm90.gemm import GemmSm90
 
 SMALL = replace(example_spec(), config=GemmConfig(64, 32, cluster_m=1).with_tile_k(example_spec().operands.a.dtype))
 
@@ -140,3 +149,50 @@ def test_object_survives_a_reload(tmp_path):
     path = tmp_path / "kernel.o"
     compiling.write_entry(SMALL, str(path))
     assert callable(load_object(path))
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHES))
+def test_the_spec_decides_the_target(arch, monkeypatch):
+    """One process compiles for every architecture, with the kernel class that the table names for it."""
+    entry = ARCHES[arch]
+    stand_in = replace(
+        entry.execution, kernel=ARCHES["sm_90a"].execution.kernel
+    )  # traced no further than its constructor
+    monkeypatch.setattr(compiling, "ARCHES", {**ARCHES, arch: replace(entry, execution=stand_in)})
+    calls = []
+    monkeypatch.setattr(cute, "compile", lambda kernel, *arguments, options: calls.append((kernel, options)))
+    compiling.trace(replace(SMALL, arch=arch))
+    ((kernel, options),) = calls
+    assert f"--gpu-arch {arch} " in options and options.count("--gpu-arch") == 1
+    assert isinstance(kernel, GemmSm90)
+    compiling.trace(SMALL)
+    assert "--gpu-arch sm_90a " in calls[1][1]
+
+
+def test_targets_of_one_kernel_class_have_keys_of_their_own():
+    """sm_100a and sm_103a share their sources; the objects do not run on each other."""
+    specs = [example_spec(arch) for arch in ARCHES]
+    assert len({cache_key(spec) for spec in specs}) == len(ARCHES)
+    assert [spec.config.device_capacity for spec in specs] == [arch.capability[0] for arch in ARCHES.values()]
+
+
+@pytest.mark.parametrize("family", ["sm90", "sm100", "sm120"])
+def test_the_emulated_device_decides_the_spec(family, monkeypatch):
+    asked = []
+
+    def get_function(spec, emulated):
+        asked.append((spec, emulated))
+        return lambda *arguments: None
+
+    monkeypatch.setattr(plan, "get_function", get_function)
+    monkeypatch.setattr(gemm_interface, "_plans", {})
+    arch = ARCH_OF_CAPABILITY[DEVICES[family].compute_capability]
+    A, B = torch.zeros(64, 64, dtype=torch.bfloat16), torch.zeros(64, 64, dtype=torch.bfloat16)
+    with quack.emulator.use(family):
+        if not ARCHES[arch].has_kernel:
+            with pytest.raises(UnsupportedGemm, match=f"no kernel for {arch} yet"):
+                quack.gemm(A, B)
+            return
+        quack.gemm(A, B)
+    ((spec, emulated),) = asked
+    assert spec.arch == arch and emulated and spec.config.device_capacity == ARCHES[arch].capability[0]

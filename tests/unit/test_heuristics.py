@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from quack import heuristics
 from quack.compose import compose
 from quack.epilogue import linear
 from quack.gemm_config import Dtype, GemmConfig, Major
 from quack.gemm_epilogue_plan import DefaultCommit
 from quack.gemm_problem_adapter import DenseAdapter
-from quack.heuristics import sm90
 from quack.runtime.legality import legality
 from quack.runtime.plan import _swap
 from quack.runtime.spec import GemmShape, UnsupportedGemm
@@ -76,7 +76,7 @@ def test_choice_is_legal_and_quick_for_any_shape():
                 for _ in range(100):
                     shape = GemmShape(*(int(2 ** rng.uniform(0, 15)) for _ in range(3)), rng.choice((1, 1, 7)))
                     start = time.perf_counter()
-                    spec = sm90.choose(base, shape, SMS, _swap(base))
+                    spec = heuristics.choose(base, shape, SMS, _swap(base))
                     seconds, count = seconds + time.perf_counter() - start, count + 1
                     assert legality(spec).ok
                     extents = shape.swapped() if spec.config.swap_ab else shape
@@ -88,25 +88,25 @@ def test_choice_is_legal_and_quick_for_any_shape():
 def test_thin_problems_are_swapped():
     base = gemm(GemmConfig(), operands())
     for m in (1, 8, 16):
-        assert sm90.choose(base, GemmShape(m, 8192, 8192), SMS, _swap(base)).config.swap_ab
+        assert heuristics.choose(base, GemmShape(m, 8192, 8192), SMS, _swap(base)).config.swap_ab
 
 
 def test_prediction_grows_with_work():
     spec = gemm(GemmConfig(), operands())
-    times = [sm90.predict_ns(spec, GemmShape(4096, 4096, k), SMS) for k in (0, 64, 512, 4096, 32768)]
+    times = [heuristics.predict_ns(spec, GemmShape(4096, 4096, k), SMS) for k in (0, 64, 512, 4096, 32768)]
     assert times == sorted(times) and times[0] < times[-1]
     floor_ns = GemmShape(8192, 8192, 8192).flops / 990e3  # dense bf16 peak of the data sheet
-    assert sm90.predict_ns(spec, GemmShape(8192, 8192, 8192), SMS) > floor_ns
+    assert heuristics.predict_ns(spec, GemmShape(8192, 8192, 8192), SMS) > floor_ns
 
 
 def test_refusal_of_a_combination_names_the_operand():
     specs = operands(Dtype.E4M3)
     base = gemm(GemmConfig(), specs._replace(b=replace(specs.b, major=Major.OUTER)))
     with pytest.raises(UnsupportedGemm, match="fp8 B is not K-major") as caught:
-        sm90.choose(base, GemmShape(64, 64, 64), SMS)
+        heuristics.choose(base, GemmShape(64, 64, 64), SMS)
     assert "contiguous" in caught.value.alternative
 
 
 def test_explain_lists_runners_up():
-    text = sm90.explain(gemm(GemmConfig(), operands()), GemmShape(4096, 4096, 4096), SMS)
+    text = heuristics.explain(gemm(GemmConfig(), operands()), GemmShape(4096, 4096, 4096), SMS)
     assert len(text.splitlines()) == 4 and "us" in text and "stages" in text

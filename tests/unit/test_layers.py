@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longest matching entry wins; an entry covers its submodules, except for the root package itself.
 LAYERS = {
     "quack.dsl": 0,
+    "quack.arch": 1,
     "quack.gemm_work": 1,
     "quack.gemm_config": 1,
     "quack.gemm_port": 1,
@@ -39,9 +40,12 @@ LAYERS = {
     "quack.problem_order": 2,
     "quack.symmetric_adapter": 2,
     "quack.split_works": 2,
+    "quack.stream_works": 2,
     "quack.split_pieces": 2,
     "quack.split_k_combine": 2,
     "quack.epilogue": 2,
+    "quack.epilogue.accumulators": 1,
+    "quack.epilogue.fragment_layout": 1,
     "quack.gemm_base": 3,
     "quack.gemm_epilogue_plan": 3,
     "quack.symmetric_commit": 3,

@@ -48,10 +48,11 @@ CONFIGS = (
     GemmConfig(128, 128, cluster_m=2, swap_ab=True, is_dynamic_persistent=True),
 )
 STORAGES = (
-    (), ("permuted",), ("split",), ("concat A",), ("concat B",), ("concat C",), ("concat out",), ("concat bias",),
+    (), ("permuted",), ("split",), ("streamed",), ("concat A",), ("concat B",), ("concat C",), ("concat out",), ("concat bias",),
     ("unaligned A",), ("unaligned B",), ("unaligned C",), ("unaligned out",), ("unaligned C", "unaligned out"),
     ("unaligned C", "unaligned out", "concat out"),
 )  # fmt: skip
+SPLITS = {"split": SplitKMode.SERIAL, "streamed": SplitKMode.STREAM}
 
 
 class Cell(NamedTuple):
@@ -149,7 +150,7 @@ def build(cell: Cell) -> GemmSpec:
         not a.dtype.is_fp8,
         cell.adapter,
         is_permuted="permuted" in cell.storage,
-        combine=COMBINE[SplitKMode.SERIAL] if "split" in cell.storage else None,
+        combine=next((COMBINE[mode] for name, mode in SPLITS.items() if name in cell.storage), None),
     )
 
 
@@ -186,7 +187,7 @@ def room(cell: Cell) -> int:
     of ragged or grouped rows are put together."""
     config = cell.config
     most = 1000
-    if cell.has("split") and (cell.is_ragged_m or cell.adapter == GROUPED):
+    if (cell.has("split") or cell.has("streamed")) and (cell.is_ragged_m or cell.adapter == GROUPED):
         most = 128 if config.pingpong and not cell.has_c else 96
     if config.tile_m == 192 and not config.pingpong:
         return 64
@@ -276,7 +277,14 @@ RULES = (
     Rule(lambda x: x.is_ragged_k and x.has("concat B") and x.majors[1] == "n", "names B, but cu_seqlens_k splits K"),
     # tables, orders, indices
     Rule(lambda x: x.adapter == GROUPED and not x.config.is_persistent, "^grouped problems have a persistent schedule"),
-    Rule(lambda x: x.has("split") and not x.config.is_persistent, "^split-K needs clusters that persist"),
+    Rule(
+        lambda x: (x.has("split") or x.has("streamed")) and not x.config.is_persistent,
+        "^split-K needs clusters that persist",
+    ),
+    Rule(lambda x: x.has("streamed") and x.adapter != DENSE, "^SplitKMode.STREAM shares out the k tiles of equal problems"),
+    Rule(
+        lambda x: x.has("streamed") and x.config.is_dynamic_persistent, "^SplitKMode.STREAM gives every cluster the same work"
+    ),
     Rule(lambda x: x.adapter == GROUPED and x.has("permuted"), "^batch_idx_permute has no schedule with .*GroupedAdapter"),
     Rule(lambda x: x.is_gathered and x.config.cluster_n > 1, "^cluster_n={x.config.cluster_n} multicasts A, but with A_idx"),
     Rule(
@@ -328,7 +336,11 @@ def _narrower(cell: Cell) -> Cell:
 
 
 ADVICE: tuple[tuple[str, Callable[..., Cell]], ...] = (
-    (r"(is_persistent|swap_ab|cluster_n|tile_k)=(\w+)", _configured),
+    (r"(is_persistent|is_dynamic_persistent|swap_ab|cluster_n|tile_k)=(\w+)", _configured),
+    (
+        r"SplitKMode\.SERIAL with split_k=2",
+        lambda x: x._replace(storage=tuple("split" if s == "streamed" else s for s in x.storage)),
+    ),
     (r"(A|B) with ([KMN]) contiguous(?:, e\.g\. .*)?", _flip),
     (r"an N-major (?:out|C)", lambda x: _flip(x, "out", "n")),
     (r"(A|B|C|out) in logical order", lambda x, name: _without(x, f"concat {name}")),
@@ -426,6 +438,8 @@ def test_every_rule_refuses_some_cell_by_itself():
         (dict(adapter=VARLEN_M, majors="mkn"), "A with K contiguous"),
         (dict(adapter=VARLEN_K, majors="mkn"), "B with N contiguous"),
         (dict(adapter=VARLEN_M, storage=("concat A",)), "A in logical order"),
+        (dict(adapter=VARLEN_M, storage=("streamed",)), "SplitKMode.SERIAL with split_k=2"),
+        (dict(config=replace(SMALL, is_dynamic_persistent=True), storage=("streamed",)), "is_dynamic_persistent=False"),
     ],
 )  # fmt: skip
 def test_alternative(changes: dict[str, Any], alternative: str):

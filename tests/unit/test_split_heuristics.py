@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import quack
+from quack import heuristics
 from quack.gemm_config import Dtype, GemmConfig
-from quack.heuristics import sm90, split_k
+from quack.heuristics import split_k
 from quack.runtime.legality import legality
 from quack.runtime.plan import _swap
 from quack.runtime.spec import GROUPED, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
 from quack.runtime.split_k import cluster_tiles, split_memory, split_spec, sum_spec
+from quack.runtime.stream_k import stream_memory
 from quack.split_k import SplitKMode
 from tests.unit.ledger import full_epilogue, gemm, operands
 
@@ -29,11 +31,27 @@ def choose(m: int, n: int, k: int, dtype: Dtype = Dtype.BF16, batch: int = 1) ->
 def test_few_tiles_and_much_k_are_split(shape, dtype):
     choice = choose(*shape, dtype)
     assert choice.splits > 1 and choice.mode.is_deterministic
-    whole = sm90.candidates(replace(choice.spec), GemmShape(*shape), SMS)[0]
+    whole = heuristics.candidates(replace(choice.spec), GemmShape(*shape), SMS)[0]
     assert choice.predicted_ns < split_k.MIN_GAIN * whole.predicted_ns
     clusters = SMS // (choice.spec.config.cluster_m * choice.spec.config.cluster_n)
     assert choice.splits <= clusters
     assert legality(split_spec(choice.spec, choice.mode)).ok
+
+
+@pytest.mark.parametrize("shape", [(2560, 1280, 4096), (1920, 1792, 8192), (3328, 1024, 4096)], ids=str)
+def test_mostly_empty_last_waves_are_streamed(shape):
+    choice = choose(*shape)
+    assert choice.mode is SplitKMode.STREAM and choice.is_split and choice.describe() == "STREAM"
+    assert legality(split_spec(choice.spec, choice.mode)).ok and not choice.spec.config.is_dynamic_persistent
+    base = GemmSpec("sm_90a", operands(), GemmConfig())
+    whole = heuristics.candidates(base, GemmShape(*shape), SMS, _swap(base))[0]
+    assert choice.predicted_ns < split_k.MIN_GAIN * whole.predicted_ns
+    # Whole waves of the same tiles gain nothing, and works that are drawn cannot be streamed.
+    drawn = split_k.choose(base, GemmShape(*shape), SMS, _swap(base), is_drawn=True)
+    assert drawn.mode is not SplitKMode.STREAM
+    tiles = whole.spec.config
+    full = GemmShape(tiles.tile_m * tiles.cluster_m * 11, tiles.tile_n * tiles.cluster_n * 6, shape[2])
+    assert not any(c.mode is SplitKMode.STREAM for c in split_k.splits_of(whole.spec, full, SMS))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +65,9 @@ def test_the_choice_without_a_split_is_that_of_before():
     base = GemmSpec("sm_90a", operands(), GemmConfig())
     for m, n, k in ((8192, 8192, 8192), (128, 8192, 8192), (300, 700, 300)):
         choice = choose(m, n, k)
-        assert choice.spec == sm90.choose(base, GemmShape(m, n, k), SMS, _swap(base)) and choice.spec.combine is None
+        assert (
+            choice.spec == heuristics.choose(base, GemmShape(m, n, k), SMS, _swap(base)) and choice.spec.combine is None
+        )
 
 
 def test_more_work_takes_longer():
@@ -55,6 +75,10 @@ def test_more_work_takes_longer():
     for mode in (SplitKMode.SERIAL, SplitKMode.SEPARATE):
         times = [split_k.predict_ns(spec, GemmShape(256, 256, k), SMS, 8, mode) for k in (4096, 16384, 65536)]
         assert times == sorted(times) and times[0] < times[2]
+    for m, k in ((128, 16384), (256, 4096), (1280, 4096), (2560, 4096), (2560, 8192)):
+        shapes = GemmShape(m, 1280, k), GemmShape(m, 1280, k + 64)
+        now, later = (split_k.predict_ns(spec, shape, SMS, 1, SplitKMode.STREAM) for shape in shapes)
+        assert now <= later
     # A turnstile of many parts is slow, however little each of them has to do.
     shape = GemmShape(256, 256, 65536)
     serial, separate = (
@@ -77,6 +101,11 @@ def test_memory_is_counted_in_whole_tiles():
         split_memory(separate, 10**6, 132)
 
 
+def test_memory_of_streams_does_not_depend_on_the_problem():
+    spec = split_spec(gemm(GemmConfig(128, 192, cluster_m=2), operands()), SplitKMode.STREAM)
+    assert stream_memory(spec, 66) == (132 * 128 * 192, 132 * 2)
+
+
 @pytest.mark.parametrize("adapter", [VARLEN_M, GROUPED])
 def test_ragged_problems_are_split_only_on_request(adapter):
     base = GemmSpec("sm_90a", operands(), GemmConfig(), adapter=adapter)
@@ -96,6 +125,8 @@ def test_both_launches_of_separate_parts():
 def test_explain_names_the_split():
     with quack.emulator.use("sm90"):
         deep = quack.explain(torch.empty(256, 65536).bfloat16(), torch.empty(65536, 256).bfloat16())
+        wave = quack.explain(torch.empty(2560, 4096).bfloat16(), torch.empty(4096, 1280).bfloat16())
         square = quack.explain(torch.empty(512, 512).bfloat16(), torch.empty(512, 512).bfloat16())
     assert re.match(r" +[\d.]+ us  .*split_k=\d+ (SERIAL|SEPARATE)\n", deep), deep
-    assert "split_k" not in square
+    assert re.match(r" +[\d.]+ us  128x128x64 pp .*  STREAM\n", wave), wave
+    assert "split_k" not in square and "STREAM" not in square

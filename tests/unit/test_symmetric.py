@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import quack
-from quack import gemm_symmetry
+from quack import gemm_symmetry, heuristics
 from quack.gemm_config import Dtype, GemmConfig, Major
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
-from quack.heuristics import sm90, symmetric
+from quack.heuristics import symmetric
 from quack.runtime.legality import legality
 from quack.runtime.plan import GemmRequest, _swap, describe_request
 from quack.runtime.spec import DENSE, SYMMETRIC_COMMIT, VARLEN_M, GemmShape, GemmSpec
@@ -183,7 +183,7 @@ def test_predicted_waves():
     four = symmetric.predict_ns(spec, shape, SMS)
     five = symmetric.predict_ns(spec, GemmShape(4097, 4097, 4096), SMS)
     assert 1.2 < five / four < 1.3
-    whole = min(c.predicted_ns for c in sm90.candidates(plain(), shape, SMS))
+    whole = min(c.predicted_ns for c in heuristics.candidates(plain(), shape, SMS))
     assert 1.7 < whole / four < 2.2
 
 

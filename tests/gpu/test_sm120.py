@@ -1,0 +1,43 @@
+"""The kernel of sm_120a on Hopper, which has all its instructions: every family of cases of the other GPU tests."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from quack.runtime.device import kernels_of
+from quack.runtime.spec import UnsupportedGemm
+from tests.cases import gemm_cases
+from tests.sm120_cases import FAMILIES, case_here, is_pinned, run_dense
+
+
+@pytest.fixture(autouse=True)
+def warp_mma():
+    torch.manual_seed(0)
+    with kernels_of("sm_120a"):
+        yield
+
+
+def run(function: Any, case: Any) -> None:
+    """What is refused is a pinned configuration; the heuristics always find one."""
+    try:
+        function(case, "cuda")
+    except UnsupportedGemm as refusal:
+        if not is_pinned(case):
+            raise
+        pytest.skip(str(refusal))
+
+
+@pytest.mark.filterwarnings("ignore:.*Everything.* spills")
+@pytest.mark.parametrize(
+    "family, case",
+    [(name, case) for name, family in FAMILIES.items() for case in family.here()],
+    ids=str,
+)
+def test_family(family: str, case: Any):
+    run(FAMILIES[family].run, case)
+
+
+@pytest.mark.parametrize("case", list({str(c): c for c in map(case_here, gemm_cases())}.values()), ids=str)
+def test_dense(case: Any):
+    run(run_dense, case)
