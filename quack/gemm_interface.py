@@ -2,9 +2,11 @@
 
 Shapes: A (M, K) or (L, M, K), B (K, N) or (L, K, N), C and out (M, N) or (L, M, N), bias (N,) or (L, N). Any operand may
 have either of its last two dimensions contiguous. alpha and beta are floats or one-element device tensors. Inputs are
-bf16, fp16 or fp8 (e4m3, e5m2, also mixed; K-major); accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C)
-fp8. Strides or addresses that are not multiples of 16 bytes work: such an A or B is copied once, out and C are accessed
-element by element. These functions are not differentiable by themselves.
+bf16, fp16, fp8 (e4m3, e5m2, also mixed; K-major) or fp32, which is multiplied in tf32: the tensor cores ignore the low
+13 bits, and on sm_90a one operand must be K-major (B, where A and B cannot be swapped: cu_seqlens_m, gated activations).
+Accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C) fp8. Strides or addresses that are not multiples of
+16 bytes work: such an A or B is copied once, out and C are accessed element by element. These functions are not
+differentiable by themselves.
 
 Errors: ValueError or TypeError naming the argument and both values, `UnsupportedGemm` for combinations without a kernel;
 all before anything is launched or written. M, N or L = 0 returns the empty output, K = 0 gives beta * C + bias.

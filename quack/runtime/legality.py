@@ -124,7 +124,8 @@ def _adapter_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter in RAGGED_K:
         strided = (operands.a.dtype, operands.b.dtype)
-        for dtype in (d for d in strided if d in arch.execution.k_major_only & arch.execution.inputs):
+        unstrided = arch.execution.k_major_only | arch.execution.k_major_b
+        for dtype in (d for d in strided if d in unstrided & arch.execution.inputs):
             yield Legality(
                 f"{_kind(dtype)} has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but "
                 f"{arch.execution.mma} reads {dtype.bits}-bit operands K-major only",
@@ -274,10 +275,14 @@ def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch
             "convert one operand to the dtype of the other",
         )
     for name, operand in zip(names, (a, b)):
-        if operand.dtype in execution.k_major_only and operand.major is not Major.INNER:
+        only, otherwise = execution.k_major_only, ""
+        if name == names[1] and b.dtype in execution.k_major_b:
+            only = execution.k_major_b
+            otherwise = f", but {'A' if names[0] == 'A' else 'B, with swap_ab=True,'} can go through registers"
+        if operand.dtype in only and operand.major is not Major.INNER:
             yield Legality(
                 f"{_kind(operand.dtype)} {name} is not K-major: {execution.mma} reads {operand.dtype.bits}-bit operands "
-                "K-major only",
+                f"K-major only{otherwise}",
                 f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}",
             )
         if not operand.is_tma:

@@ -126,7 +126,9 @@ class GemmSm120(WarpgroupGemm):
             self.load_k_block(team, slabs, 0, Int32(0), state.index)
         k_blocks = self.config.tile_k * self.a_dtype.width // (8 * MMA_K_BYTES)
         steps, k_block = k_tiles * (k_blocks // 2), Int32(0)
-        for step in cutlass.range(steps, unroll=1):  # NOTE: unrolled further, ptxas loads ever more k blocks ahead and spills
+        for step in cutlass.range(
+            steps, unroll=1
+        ):  # NOTE: unrolled further, ptxas loads ever more k blocks ahead and spills
             self.load_k_block(team, slabs, 1, k_block + 1, state.index)
             following, is_landed = state.clone(), Boolean(True)
             k_block += 2
@@ -135,7 +137,9 @@ class GemmSm120(WarpgroupGemm):
                 following.advance()
                 k_block = Int32(0)
                 if step + 1 < steps:
-                    is_landed = cta.ab.consumer_try_wait(following)  # the answer arrives while the tensor cores are busy
+                    is_landed = cta.ab.consumer_try_wait(
+                        following
+                    )  # the answer arrives while the tensor cores are busy
             self.multiply_k_block(team, slabs, 0)
             if ends_stage:
                 self.release_stage(cta, state)
