@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | ledger      no GPU needed
+# make demo | test | test-all | lint | format | ledger | capabilities | matrix      no GPU needed
 # make test-gpu | bench                          on a GPU
 #
 # Everything runs in .venv, which is created and filled on first use. To use an environment of your own instead:
@@ -19,9 +19,9 @@ BENCH     ?=
 SOURCES    := $(wildcard quack tests benchmarks examples)
 HOST_CODE  := $(wildcard quack/arch.py quack/gemm_config.py quack/activation.py quack/rounding.py quack/runtime quack/heuristics quack/emulator \
                 quack/autotune.py quack/activation_ref.py quack/gemm_interface.py quack/grouped.py quack/linear.py quack/mlp.py quack/gemm_activation.py \
-                quack/gemm_norm.py quack/gemm_reduction.py quack/reduction.py quack/rms_final_reduce.py quack/gemm_symmetry.py quack/split_k.py)
+                quack/gemm_norm.py quack/gemm_forward.py quack/gemm_backward.py quack/gemm_operands.py quack/gemm_reduction.py quack/reduction.py quack/rms_final_reduce.py quack/gemm_symmetry.py quack/split_k.py quack/capabilities)
 
-.PHONY: demo test test-all test-gpu bench lint format ledger install
+.PHONY: demo test test-all test-gpu bench lint format ledger capabilities matrix install
 .SILENT:
 
 install: $(STAMP)
@@ -68,4 +68,12 @@ format: $(STAMP)
 	$(PY) -m ruff format --quiet $(SOURCES)
 
 ledger: $(STAMP)
-	$(PY) tests/unit/ledger.py --write
+	$(PY) tests/unit/ledger.py --write --jobs $(WORKERS)
+
+# Writes the table of what works where into README.md.
+capabilities: $(STAMP)
+	$(PY) -m quack.capabilities --readme README.md
+
+# Compiles every legal combination; goes on where it was interrupted. MATRIX="--arch sm_120a --results build/matrix.json"
+matrix: $(STAMP)
+	$(PY) -m quack.capabilities --compile --jobs $(WORKERS) $(MATRIX)

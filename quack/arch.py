@@ -51,7 +51,7 @@ class Execution:
     """What a kernel class can execute.
 
     package:       its modules `gemm` (the kernel) and `resources` (its budget and register rules, see `gemm_resources`).
-    mma:           the instruction, as messages call it.
+    mma, mnemonic: the instruction, as messages call it and as it begins in PTX.
     inputs:        dtypes of A and B that the kernel multiplies; FP32 is multiplied as tf32.
     k_major_only:  those of them that the kernel reads K-major only. Others may be M-major (A) or N-major (B).
     k_major_b:     those of which it reads B K-major only; A and B may change places (`GemmConfig.swap_ab`).
@@ -71,6 +71,7 @@ class Execution:
     package: str
     kernel: str
     mma: str
+    mnemonic: str
     inputs: frozenset[Dtype]
     k_major_only: frozenset[Dtype]
     tile_m: tuple[int, ...]
@@ -170,6 +171,7 @@ WGMMA = Execution(
     package="quack.sm90",
     kernel="quack.sm90.gemm:GemmSm90",
     mma="wgmma",
+    mnemonic="wgmma.mma_async",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
     k_major_only=INPUTS_8,  # PTX ISA, wgmma matrix descriptors: only 16-bit operands are transposed
     k_major_b=frozenset((Dtype.FP32,)),  # the same, but an M-major A is put into registers
@@ -186,6 +188,7 @@ TCGEN05 = Execution(
     package="quack.sm100",
     kernel="quack.sm100.gemm:GemmSm100",
     mma="tcgen05.mma",
+    mnemonic="tcgen05.mma",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
     k_major_only=frozenset(),  # PTX ISA, tcgen05 instruction descriptor: both can be transposed, but for 4- and 6-bit types
     tile_m=(128, 256),
@@ -196,12 +199,13 @@ TCGEN05 = Execution(
     precise_fp8=True,
     has_clc=True,
     has_tma_gather=True,
-    features=frozenset(),
+    features=SEAMS - {Feature.PINGPONG} | {Feature.TMA_GATHER},
 )
 WARP_MMA = Execution(
     package="quack.sm120",
     kernel="quack.sm120.gemm:GemmSm120",
     mma="mma.sync",
+    mnemonic="mma.sync",
     inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
     k_major_only=INPUTS_8,  # ldmatrix transposes 16-bit elements; 32-bit ones are loaded one by one
     tile_m=(64, 128, 256),
@@ -233,7 +237,10 @@ H200 = _chip(
         Figure.FLOPS_8: (8192, "NVIDIA H100 whitepaper: 4 tensor cores x 1024 FMA"),
         Figure.FLOPS_4: (0, "no such instruction"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
-        Figure.L2_BYTES_PER_CLK: (64, "NVIDIA A100 whitepaper, the same since; sustained here: 74 bytes per ns and SM"),
+        Figure.L2_BYTES_PER_CLK: (
+            64,
+            "width of an SM's port, as measured since Volta; sustained here: 74 bytes per ns and SM",
+        ),
         Figure.L2_BYTES: (50 * MIB, "NVIDIA H100 whitepaper"),
         Figure.HBM_BYTES_PER_NS: (4800, "NVIDIA H200 data sheet; sustained here: 4100"),
     },
@@ -241,7 +248,7 @@ H200 = _chip(
 B200 = _chip(
     "B200",
     {
-        Figure.SMS: (148, "device query, as published with the first measurements"),
+        Figure.SMS: (148, "chipsandcheese.com (B200): 74 of 80 on each of two dies"),
         Figure.CLOCK_GHZ: (1.85, "derived: 2250 dense bf16 TFLOPS of the HGX B200 data sheet / (148 SMs x 8192)"),
         Figure.FLOPS_32: (4096, _DERIVED + ", HGX B200: 1.12 dense tf32 PFLOPS"),
         Figure.FLOPS_16: (8192, _DERIVED + ", HGX B200: 2.25 dense PFLOPS"),
@@ -249,7 +256,7 @@ B200 = _chip(
         Figure.FLOPS_4: (32768, _DERIVED + ", HGX B200: 9 dense PFLOPS"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
         Figure.L2_BYTES_PER_CLK: (64, "not published; as the H200"),
-        Figure.L2_BYTES: (126 * MIB, "device query, as published by chipsandcheese.com (B200)"),
+        Figure.L2_BYTES: (126 * MIB, "chipsandcheese.com (B200)"),
         Figure.HBM_BYTES_PER_NS: (8000, "NVIDIA HGX B200 data sheet"),
     },
 )

@@ -35,6 +35,7 @@ class GemmBase:
     """Host side of a GEMM kernel. `compose` mixes in an adapter and a commit policy and sets `epilogue`.
 
     operands, config, fast_accum: everything static about the kernel; run-time shapes never enter.
+    cancels: works are drawn by cancelling clusters that have not started, see `draws`.
     """
 
     epilogue: ClassVar[tuple[type[EpilogueMixin], ...]] = ()
@@ -53,11 +54,13 @@ class GemmBase:
         config: GemmConfig,
         epilogue_specs: tuple[EpilogueOpSpec, ...] = (),
         fast_accum: bool = True,
+        cancels: bool = False,
     ):
         self.specs = operands
         self.config = config.with_tile_k(operands.a.dtype)
         self.epilogue_specs = epilogue_specs
         self.fast_accum = fast_accum
+        self.cancels = cancels
         self.a_dtype, self.b_dtype = CUTE_DTYPE[operands.a.dtype], CUTE_DTYPE[operands.b.dtype]
         self.c_dtype = CUTE_DTYPE[operands.c.dtype] if operands.c is not None else None
         self.scheduler = self.make_scheduler()
@@ -94,7 +97,7 @@ class GemmBase:
 
         problem_arguments: the adapter's own tensors, None for dense problems.
         epilogue_arguments: the mixins' ports, flat, in order; None without any. counter: int32 (1,), zero, for the dynamic scheduler.
-        max_active_clusters: clusters the device can hold at once.
+        max_active_clusters: clusters the device can hold at once; if they are cancelled, how many may be launched.
         """
         mA = kernel_modes(a, self.specs.a)
         mB = kernel_modes(b, self.specs.b)

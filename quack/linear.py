@@ -33,17 +33,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .activation import Activation, GatedActivation
-from .gemm_activation import (
-    ActivationName,
-    AnyActivation,
-    activation_of,
-    apply_ref,
-    gemm_act,
-    gemm_dact,
-    gemm_dgated,
-    gemm_gated,
-)
+from .gemm_activation import gemm_act, gemm_dact, gemm_dgated, gemm_gated
 from .gemm_interface import gemm, gemm_add_inplace
+from .gemm_operands import ActivationName, AnyActivation, activation_of, apply_ref
 from .runtime.spec import UnsupportedGemm
 
 Tensors = tuple[Optional[torch.Tensor], ...]

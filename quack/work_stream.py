@@ -17,7 +17,7 @@ Tail: the drawing warp leaves only when all slots are empty again, so no CTA exi
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import cutlass
 import cutlass.cute as cute
@@ -139,16 +139,19 @@ class RingStream:
         )
 
     @cute.jit
-    def draw_all(self, counter: Optional[cute.Tensor]):
-        """The drawing warp, in CTA 0 of the cluster: broadcast works until an invalid one, then wait for the readers."""
+    def draw_all(self, draws: Any):
+        """The drawing warp, in CTA 0 of the cluster: broadcast works until an invalid one, then wait for the readers.
+        draws: see `draws`."""
         lane = cute.arch.lane_idx()
         stage, phase = Int32(0), Int32(1)
         position = self.scheduler.initial_cursor()
-        draws = self.first().work.is_valid
-        is_valid = draws
+        has_drawn = self.first().work.is_valid
+        is_valid = has_drawn
+        parity = Int32(0)
         while is_valid:
             cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
-            position = self.scheduler.draw(counter, position)
+            position = draws.draw(self.scheduler, position, parity)
+            parity ^= 1
             work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
             if lane < self.ring.cluster_size:
                 sent = slot_words(self.scheduler)
@@ -167,8 +170,8 @@ class RingStream:
             if stage == self.ring.stages:
                 stage = Int32(0)
                 phase ^= 1
-        if draws:
-            self.scheduler.retire(self.params, counter, position)
+        if has_drawn:
+            draws.retire(self.scheduler, self.params, position)
         for _ in cutlass.range_constexpr(self.ring.stages):
             cute.arch.mbarrier_wait(self.ring.empty(stage), phase)
             stage += 1

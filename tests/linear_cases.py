@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from quack.activation import GatedActivation
-from quack.gemm_activation import activation_of, apply_ref
+from quack.gemm_operands import activation_of, apply_ref
 from quack.linear import act_linear_func, gated_linear_func, linear_act_func, linear_func, linear_gated_func
 from quack.mlp import mlp_func
 from tests.cases import DTYPES

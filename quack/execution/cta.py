@@ -7,6 +7,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.pipeline import PipelineAsync
 
+from ..draws import CancelDraws
 from ..gemm_base import Operands
 
 LOAD_WARP = 0
@@ -19,7 +20,7 @@ class SmemTensors(NamedTuple):
     """Staged shared memory. c and scratch are None where unused."""
 
     a: cute.Tensor  # (tile_m, tile_k, ab_stages)
-    b: cute.Tensor  # (tile_n, tile_k, ab_stages)
+    b: cute.Tensor  # (tile_n, tile_k, ab_stages), or as many rows as this CTA keeps
     c: Optional[cute.Tensor]  # (slab_m, epi_n, c_stages)
     outputs: tuple  # D and the mixins' tile outputs: (slab_m, columns, warpgroups * d_stages), None where not by TMA
     scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup
@@ -37,3 +38,4 @@ class CtaContext:
     problem: Any  # the adapter's params
     cta_m: Int32
     cta_n: Int32
+    cancels: Optional[CancelDraws] = None  # how works are drawn, if not by the scheduler

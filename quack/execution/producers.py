@@ -8,6 +8,7 @@ from cutlass import Int32, Int64, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.memory import SmemAllocator
 
+from ..draws import RESPONSE_WORDS, CancelDraws, SchedulerDraws
 from ..gemm_base import Operands
 from ..gemm_resources import WORK_RING_STAGES
 from ..work_stream import slot_words
@@ -28,14 +29,23 @@ class ProducerRoles(GatherRoles):
         barriers = allocator.allocate_array(
             Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
         )
+        cancels = None
+        if cutlass.const_expr(self.cancels):
+            cancels = CancelDraws(
+                allocator.allocate_array(Int64, 1),
+                allocator.allocate_array(Int32, RESPONSE_WORDS, byte_alignment=4 * RESPONSE_WORDS),
+            )
         slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
-        ab_pipeline, c_pipeline = self.make_pipelines(barriers)
+        ab_pipeline = self.make_ab_pipeline(barriers)
+        c_pipeline = self.make_c_pipeline(barriers + 2 * self.resources.ab_stages)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP:
                 with cute.arch.elect_one():
                     works.ring.initialise()
+                    if cutlass.const_expr(self.cancels):
+                        cancels.initialise()
         cluster_shape = cute.make_layout(self.cluster_mn)
         pipeline.pipeline_init_arrive(cluster_shape, is_relaxed=True)
         if warp == LOAD_WARP:
@@ -44,13 +54,13 @@ class ProducerRoles(GatherRoles):
             cpasync.prefetch_descriptor(operands.b.atom)
         pipeline.pipeline_init_wait(cluster_shape)
         cute.arch.griddepcontrol_wait()
-        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n)
+        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n, cancels)
 
     @cute.jit
     def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
         """The producing warps, 0 to 3."""
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        if cutlass.const_expr(self.gathers_a and self.multiplies):
+        if cutlass.const_expr(self.copies_a and self.multiplies):
             if warp == LOAD_WARP or warp == GATHER_WARP:
                 self.gather_operands(cta, warp == LOAD_WARP)
         elif cutlass.const_expr(self.multiplies):
@@ -61,4 +71,4 @@ class ProducerRoles(GatherRoles):
                 self.load_c(cta)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP and cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster()) == 0:
-                cta.works.draw_all(counter)
+                cta.works.draw_all(SchedulerDraws(counter) if cta.cancels is None else cta.cancels)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from ..arch import ARCHES
+from ..arch import ARCHES, Feature
 from ..gemm_config import GemmConfig, RasterOrder
 from ..gemm_port import present_ports
 from ..runtime.budget import budget_of
 from ..runtime.legality import legality
 from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from . import sm90, sm100, sm120
-from .tuning import Roofline, Tile, Tuning
+from .tuning import Clusters, Roofline, Tile, Tuning
 
 TUNINGS = {"quack.sm90": sm90.tuning, "quack.sm100": sm100.tuning, "quack.sm120": sm120.tuning}
 
@@ -54,14 +54,33 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)
     waves = math.ceil(tiles_m * tiles_n * shape.batch / sms)
     exposed = drain_ns(spec) if hides_drain(spec) else 0.0
-    compute = waves * tile_ns(spec, shape.k) + exposed
+    compute = waves * tile_ns(spec, shape.k, rates_of(spec, waves, shape.k)) + exposed
     moved = shape.batch * bytes_moved(spec, shape)
     if shape.is_ragged_m:
         compute *= 1.0 if config.pingpong else tuning.ragged_cooperative
         compute *= 1.0 if config.tile_n <= 128 else tuning.ragged_wide
     # The last term breaks ties among memory-bound configurations in favour of the one with slack.
     rates = tuning.roofline
-    return rates.launch_ns + max(compute, moved / rates.hbm_bytes_per_ns) + 0.02 * compute
+    return launch_ns(spec) + overlapped(compute, moved / rates.hbm_bytes_per_ns) + 0.02 * compute
+
+
+def overlapped(*times: float) -> float:
+    """The time of things that go on together: the longest, and a little more where several are about as long."""
+    longest = max(*times, 1.0)
+    return longest * sum((time / longest) ** 4 for time in times) ** 0.25
+
+
+def launch_ns(spec: GemmSpec) -> float:
+    """Before the first work and after the last."""
+    rates, config = roofline_of(spec.arch), spec.config
+    return rates.launch_ns + (rates.cluster_ns if config.cluster_m * config.cluster_n > 1 else 0.0)
+
+
+def rates_of(spec: GemmSpec, waves: int, k: int) -> Roofline:
+    """The rates of a launch: higher where all that an SM loads is one small tile."""
+    rates = roofline_of(spec.arch)
+    is_short = waves <= 1 and traffic_ns(spec, k, rates) * rates.l2_bytes_per_ns <= rates.burst_bytes
+    return replace(rates, l2_bytes_per_ns=rates.l2_burst_bytes_per_ns) if is_short else rates
 
 
 def hides_drain(spec: GemmSpec) -> bool:
@@ -69,17 +88,27 @@ def hides_drain(spec: GemmSpec) -> bool:
     return spec.config.pingpong or tuning_of(spec.arch).overlaps_drain
 
 
-def tile_ns(spec: GemmSpec, k: int, l2_bytes_per_ns: Optional[float] = None) -> float:
-    """Time from one tile to the next on one SM. l2_bytes_per_ns: None for that of the roofline."""
+def traffic_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
+    """A tile's operands from the L2 to one SM."""
+    config = spec.config
+    lines = config.cta_tile_m / config.cluster_n + config.tile_n / config.cluster_m
+    return lines * k * spec.operands.a.dtype.bytes / rates.l2_bytes_per_ns
+
+
+def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
+    """Time from one tile to the next on one SM."""
     config, size, tuning = spec.config, spec.operands.a.dtype.bytes, tuning_of(spec.arch)
-    rates, tile_m = tuning.roofline, config.cta_tile_m
+    tile_m = config.cta_tile_m
     assert config.tile_k is not None
     k = math.ceil(k / config.tile_k) * config.tile_k
     efficiency = tuning.tiles_of(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * tile_m * config.tile_n * k / (rates.mma_flops_per_ns[spec.operands.a.dtype.bits] * efficiency)
-    l2 = l2_bytes_per_ns or rates.l2_bytes_per_ns
-    traffic = (tile_m / config.cluster_n + config.tile_n / config.cluster_m) * k * size / l2
-    copies = tile_m * k * size / rates.gather_bytes_per_ns if spec.adapter in GATHERING else 0.0
+    traffic = traffic_ns(spec, k, rates)
+    copies = (
+        tile_m * k * size / rates.gather_bytes_per_ns
+        if spec.adapter in GATHERING and not config.use_tma_gather
+        else 0.0
+    )
     if tuning.overlaps_drain:
         return max(mma, traffic, copies, drain_ns(spec))
     return max(mma, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
@@ -103,15 +132,22 @@ def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     return inputs + shape.m * shape.n * output_bytes(spec)
 
 
-def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> list[Candidate]:
-    """Every legal configuration, best predicted first. `swapped` is `base` computing D^T = B^T A^T."""
+def candidates(
+    base: GemmSpec,
+    shape: GemmShape,
+    sms: int,
+    swapped: Optional[GemmSpec] = None,
+    clusters: Optional[Clusters] = None,
+) -> list[Candidate]:
+    """Every legal configuration, best predicted first. `swapped` is `base` computing D^T = B^T A^T. clusters: to try instead of
+    those of the tuning."""
     tuning, capability, found = tuning_of(base.arch), ARCHES[base.arch].capability[0], []
     for spec, extents in ((base, shape), (swapped, shape.swapped())):
         if spec is None:
             continue
         tile_k = 128 // spec.operands.a.dtype.bytes
         for tile_m, tile_n, pingpong in tuning.tiles_of(spec):
-            for cluster_m, cluster_n in tuning.clusters_of(spec, extents.is_ragged_m):
+            for cluster_m, cluster_n in clusters or tuning.clusters_of(spec, extents.is_ragged_m):
                 config = GemmConfig(
                     tile_m,
                     tile_n,
@@ -122,6 +158,7 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
                     swap_ab=spec is swapped,
                     max_swizzle_size=swizzle_size(tuning, extents, tile_n * cluster_n),
                     raster=RasterOrder.ALONG_N if extents.is_ragged_m else RasterOrder.ALONG_M,
+                    use_tma_gather=gathers_by_tma(spec),
                     device_capacity=capability,
                 )
                 candidate = replace(spec, config=config)
@@ -133,8 +170,20 @@ def candidates(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[Gem
 def with_tile(spec: GemmSpec, tile: Tile, cluster: tuple[int, int] = (1, 1)) -> GemmSpec:
     """The spec with a tile and a cluster, legal or not, and everything else of the configuration by default."""
     tile_m, tile_n, pingpong = tile
-    config = GemmConfig(tile_m, tile_n, pingpong=pingpong, cluster_m=cluster[0], cluster_n=cluster[1])
+    config = GemmConfig(
+        tile_m,
+        tile_n,
+        pingpong=pingpong,
+        cluster_m=cluster[0],
+        cluster_n=cluster[1],
+        use_tma_gather=gathers_by_tma(spec),
+    )
     return spec.configured(config)
+
+
+def gathers_by_tma(spec: GemmSpec) -> bool:
+    """Whether A_idx is better left to TMA: wherever there is a kernel for that."""
+    return spec.adapter in GATHERING and Feature.TMA_GATHER in ARCHES[spec.arch].execution.features
 
 
 def default_config(arch: str) -> GemmConfig:
@@ -177,10 +226,11 @@ def choose_grouped(
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:
     """Modelled run time of one launch whose clusters draw tiles, longest K first."""
     config, rates = spec.config, roofline_of(spec.arch)
+    grouped = replace(rates, l2_bytes_per_ns=rates.grouped_l2_bytes_per_ns)
     tile_m = config.cta_tile_m
     works, longest, moved = 0.0, 0.0, 0.0
     for shape in shapes:
-        tile = tile_ns(spec, shape.k, rates.grouped_l2_bytes_per_ns)
+        tile = tile_ns(spec, shape.k, grouped)
         full_rows, rest = divmod(shape.m, tile_m * config.cluster_m)
         last_row = 0.0 if rest == 0 else 0.5 if rest <= tile_m // 2 else 1.0  # short tiles multiply half
         tiles_n = _round_up(math.ceil(shape.n / config.tile_n), config.cluster_n)

@@ -6,11 +6,11 @@ from .tuning import Roofline, Tuning
 MEASURED = Roofline(
     mma_flops_per_ns={32: 3100.0, 16: 6200.0, 8: 12200.0},  # tf32 not measured: half of 16 bits
     l2_bytes_per_ns=74.0,
+    l2_burst_bytes_per_ns=110.0,
     hbm_bytes_per_ns=4100.0,
     store_bytes_per_ns=28.0,
-    # The three for split-K are estimates from the L2 bandwidth and the latency of a word that passes from SM to SM.
-    partial_bytes_per_ns=50.0,
-    l2_total_bytes_per_ns=5500.0,
+    partial_bytes_per_ns=33.0,  # the second launch of 256 x 256 x 65536: 0.13 us a part, 64 SMs
+    l2_total_bytes_per_ns=5500.0,  # an estimate, as are the times for split-K in `Roofline`
     l2_bytes=40e6,
     grouped_l2_bytes_per_ns=60.0,
     gather_bytes_per_ns=24.0,
@@ -67,6 +67,7 @@ MEASURED_TUNING = Tuning(
     # Ragged M, 8 to 128 groups: tiles drawn from a counter and A multicast along N won everywhere, most with 128 x 128.
     ragged_clusters=((1, 2), (2, 1), (1, 1)),
     gather_clusters=((1, 1),),  # sharing B made copying threads wait for each other: slower at every size tried
+    split_clusters=((2, 2),),  # deep products of few tiles read every element once then
     symmetric_tiles=((128, True), (64, True), (128, False)),
     smallest=(64, 64, True),
     ragged_cooperative=1.06,  # measured: how much longer cooperative tiles take than their dense efficiency says

@@ -13,14 +13,19 @@ from typing import NamedTuple, Optional
 from ..gemm_config import GemmConfig
 from ..gemm_port import present_ports
 from ..runtime.legality import PARTIALS, legality
+from ..runtime.residency import cluster_count
 from ..runtime.spec import DENSE, GemmShape, GemmSpec
 from ..runtime.split_k import split_spec, sum_spec
-from ..runtime.stream_k import cluster_count, streamed_tiles
+from ..runtime.stream_k import streamed_tiles
 from ..split_k import SplitKMode
 from . import model
 
 SMALL_SPLITS = (2, 3, 4, 5, 6, 8)
 MIN_GAIN = 0.9  # of the time without split-K
+# How much of the traffic from the L2 does not hide behind that from HBM: 256 x 256 x 65536 in 16 to 32 parts of six tiles, within 8 %.
+SERIAL_SHARE = 0.54
+ROUND_NS = 350.0  # latency of the loads of one batch of parts
+BATCH = 16  # parts, where pieces are narrow
 
 
 class Choice(NamedTuple):
@@ -58,7 +63,7 @@ def choose(
     found = min(
         (
             choice
-            for candidate in ranked
+            for candidate in (*ranked, *_clustered(base, shape, sms, swapped))
             for choice in splits_of(candidate.spec, candidate.shape, sms)
             if not (is_drawn and choice.mode is SplitKMode.STREAM)
         ),
@@ -72,23 +77,30 @@ def choose_for(
     base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec], splits: int, mode: SplitKMode
 ) -> GemmSpec:
     """The best predicted legal configuration for a number of parts and a mode that are given."""
-    ranked = [c for c in model.candidates(base, shape, sms, swapped) if legality(split_spec(c.spec, mode)).ok]
+    found = (*model.candidates(base, shape, sms, swapped), *_clustered(base, shape, sms, swapped))
+    ranked = [c for c in found if legality(split_spec(c.spec, mode)).ok]
     if not ranked:
         return model.choose(base, shape, sms, swapped)
-    fits = [c for c in ranked if splits <= sms // (c.spec.config.cluster_m * c.spec.config.cluster_n)]
+    fits = [c for c in ranked if splits <= cluster_count(c.spec.config, sms)]
     return min(fits or ranked, key=lambda c: predict_ns(c.spec, c.shape, sms, splits, mode)).spec
+
+
+def _clustered(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec]) -> list[model.Candidate]:
+    """Configurations with the clusters that are only worth trying where K is split: larger ones, as the tiles are few."""
+    clusters = model.tuning_of(base.arch).split_clusters
+    return model.candidates(base, shape, sms, swapped, clusters) if clusters and base.adapter == DENSE else []
 
 
 def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
     """What is worth trying with one configuration: a few parts, or as many as fill the device once or twice."""
     works, config = cluster_tiles(shape, spec.config), spec.config
-    clusters = sms // (config.cluster_m * config.cluster_n)
+    clusters = cluster_count(config, sms)
     assert config.tile_k is not None
     k_tiles = math.ceil(shape.k / config.tile_k)
     modes = [m for m in (SplitKMode.SERIAL, SplitKMode.SEPARATE) if legality(split_spec(spec, m)).ok]
     if not {port.kind for port in present_ports(spec.epilogue)}.isdisjoint(PARTIALS):
         modes = [m for m in modes if m is not SplitKMode.SEPARATE]
-    counts = {*SMALL_SPLITS, clusters // max(works, 1), 2 * clusters // max(works, 1)}
+    counts = {*SMALL_SPLITS, *(clusters * share // 5 // max(works, 1) for share in (4, 5, 10))}
     for splits in sorted(counts):
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
             for mode in modes:
@@ -108,21 +120,23 @@ def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int, splits: int, mode: Sp
     if mode is SplitKMode.STREAM:
         return stream_ns(spec, shape, sms)
     config, rates = spec.config, model.roofline_of(spec.arch)
-    works, ctas = cluster_tiles(shape, config), config.cluster_m * config.cluster_n
-    clusters = max(sms // ctas // splits * splits, 1)
+    works = cluster_tiles(shape, config)
+    clusters = max(cluster_count(config, sms) // splits * splits, 1)
     waves = math.ceil(works * splits / clusters)
-    part = model.tile_ns(spec, math.ceil(shape.k / splits))
+    part_k = math.ceil(shape.k / splits)
+    part = model.tile_ns(spec, part_k, model.rates_of(spec, waves, part_k))
     partial_bytes = 4 * config.cta_tile_m * config.tile_n
     pass_ns = partial_bytes / rates.partial_bytes_per_ns
     # Parts of a tile end at about the same time, so all but the first wait for their turn.
     fix_up = pass_ns + (splits - 1) * (rates.turn_ns + 2 * pass_ns) if mode is SplitKMode.SERIAL else pass_ns
     time = waves * (part + fix_up)
-    time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
+    moved = shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns
+    time = max(time, moved + SERIAL_SHARE * waves * model.traffic_ns(spec, part_k, rates))
     if mode is SplitKMode.SEPARATE:
         time += rates.second_launch_ns + sum_ns(spec, works, sms, splits)
     elif model.hides_drain(spec):
         time += model.drain_ns(spec)
-    return rates.launch_ns + 1.02 * time
+    return model.launch_ns(spec) + 1.02 * time
 
 
 def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
@@ -134,7 +148,8 @@ def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     k_tiles = math.ceil(shape.k / config.tile_k)
     streamed = streamed_tiles(tiles, clusters)
     share = math.ceil(streamed * k_tiles / clusters)
-    time = (tiles - streamed) // clusters * model.tile_ns(spec, shape.k) + model.tile_ns(spec, share * config.tile_k)
+    time = (tiles - streamed) // clusters * model.tile_ns(spec, shape.k, rates)
+    time += model.tile_ns(spec, share * config.tile_k, rates)
     touched = math.ceil(share / max(k_tiles, 1)) + 1  # tiles of a range, the first part of the last is not drained
     if not model.hides_drain(spec):
         time += (touched - 1) * rates.tile_start_ns + max(touched - 2, 0) * model.drain_ns(spec)
@@ -145,7 +160,7 @@ def stream_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     middle = max(math.ceil(k_tiles / max(share, 1)) - 1, 0)
     time += middle * (rates.turn_ns + 2 * pass_ns)
     time = max(time, shape.batch * model.bytes_moved(spec, shape) / rates.hbm_bytes_per_ns)
-    return rates.launch_ns + 1.02 * (time + (model.drain_ns(spec) if model.hides_drain(spec) else 0.0))
+    return model.launch_ns(spec) + 1.02 * (time + (model.drain_ns(spec) if model.hides_drain(spec) else 0.0))
 
 
 def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:
@@ -155,6 +170,7 @@ def sum_ns(spec: GemmSpec, works: int, sms: int, splits: int) -> float:
     elements = works * config.cluster_m * config.cluster_n * tile
     piece = pieces.tile_m * pieces.tile_n
     per_piece = 4 * splits * piece / rates.partial_bytes_per_ns + model.drain_ns(spec) * piece / tile
+    per_piece += ROUND_NS * (splits // BATCH + (splits % BATCH).bit_count())  # see `split_k_combine.SumPartials`
     total = 4 * splits * elements
     rate = rates.l2_total_bytes_per_ns if total <= rates.l2_bytes else rates.hbm_bytes_per_ns
     return max(math.ceil(elements / piece / sms) * per_piece, total / rate)

@@ -11,6 +11,7 @@ from typing import Optional
 
 from ..gemm_config import GemmConfig
 from ..runtime.legality import legality
+from ..runtime.residency import cluster_count
 from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
 from . import model
 from .model import Candidate
@@ -55,16 +56,16 @@ def choose(
 def predict_ns(spec: GemmSpec, shape: GemmShape, sms: int) -> float:
     """Modelled run time of one launch of the triangular kernel; as `model.predict_ns`, but each tile is stored twice."""
     config, rates = spec.config, model.roofline_of(spec.arch)
-    ctas = config.cluster_m * config.cluster_n
-    waves = math.ceil(works(shape, config) / (sms // ctas))
+    waves = math.ceil(works(shape, config) / cluster_count(config, sms))
+    tile = model.tile_ns(spec, shape.k, model.rates_of(spec, waves, shape.k))
     mirror = config.tile_m * config.tile_n * spec.operands.d.dtype.bytes / rates.store_bytes_per_ns
     drain = model.drain_ns(spec) + mirror
     if model.hides_drain(spec):
-        compute = waves * max(model.tile_ns(spec, shape.k), drain) + drain
+        compute = waves * max(tile, drain) + drain
     else:
-        compute = waves * (model.tile_ns(spec, shape.k) + mirror)
+        compute = waves * (tile + mirror)
     moved = shape.batch * bytes_moved(spec, shape)
-    return rates.launch_ns + max(compute, moved / rates.hbm_bytes_per_ns) + 0.02 * compute
+    return model.launch_ns(spec) + max(compute, moved / rates.hbm_bytes_per_ns) + 0.02 * compute
 
 
 def works(shape: GemmShape, config: GemmConfig) -> int:

@@ -13,9 +13,10 @@ Clusters = tuple[tuple[int, int], ...]
 # Shares of the data sheet's figures that an H200 sustains, for chips that nobody has measured.
 MMA_SHARE = {32: 0.83, 16: 0.83, 8: 0.81, 4: 0.81}
 L2_SHARE = 0.63
+L2_BURST_SHARE = 0.94
 HBM_SHARE = 0.85
 STORE_SHARE = 0.24  # of the L2 rate
-PARTIAL_SHARE = 0.43  # the same for partial sums, which take no way through shared memory
+PARTIAL_SHARE = 0.28  # the same for partial sums, which take no way through shared memory
 L2_TOTAL_SHARE = 0.36  # of the L2 rate of all SMs together
 L2_KEPT_SHARE = 0.76  # of the L2's capacity
 
@@ -26,6 +27,7 @@ class Roofline:
 
     mma_flops_per_ns: Mapping[int, float]  # large tiles, by element bits
     l2_bytes_per_ns: float  # after multicast
+    l2_burst_bytes_per_ns: float  # the same for the first `burst_bytes` of a launch
     hbm_bytes_per_ns: float  # device
     store_bytes_per_ns: float  # draining a tile
     partial_bytes_per_ns: float  # partial sums, to or from the L2
@@ -33,8 +35,10 @@ class Roofline:
     l2_bytes: float  # of partial tiles that stay in the L2
     grouped_l2_bytes_per_ns: float  # as l2_bytes_per_ns where neighbouring tiles often belong to different problems
     gather_bytes_per_ns: float  # of A: what the copying warps reach beside the multiplication
+    burst_bytes: float = 800e3
     tile_start_ns: float = 700.0  # pipeline fill of a tile
     launch_ns: float = 2500.0
+    cluster_ns: float = 900.0  # more for a launch of clusters; measured on an H200 with 1024^3
     turn_ns: float = 1500.0  # from one part's release of its tile to the next one's first loads
     second_launch_ns: float = 3000.0
 
@@ -46,6 +50,7 @@ class Roofline:
         return Roofline(
             mma_flops_per_ns={bits: share * chip.mma_flops_per_ns(bits) for bits, share in MMA_SHARE.items()},
             l2_bytes_per_ns=L2_SHARE * l2,
+            l2_burst_bytes_per_ns=L2_BURST_SHARE * l2,
             hbm_bytes_per_ns=HBM_SHARE * chip[Figure.HBM_BYTES_PER_NS],
             store_bytes_per_ns=STORE_SHARE * l2,
             partial_bytes_per_ns=PARTIAL_SHARE * l2,
@@ -63,6 +68,7 @@ class Tuning:
     tiles: by the bits of the inputs. fp8_precise: for sums that the kernel itself keeps in fp32.
     dense_only: of these the ones for dense operands of 16 bits only.
     smallest: the tile that is asked for a reason if no tile is legal, and symmetric ones of square tiles.
+    split_clusters: to try besides where K is split.
     overlaps_drain: whether tiles that are not ping-pong drain behind the next multiplication too.
     ragged_*: factors on the time of such tiles with a ragged M. grouped_swap: on that of grouped problems as D^T.
     """
@@ -77,6 +83,7 @@ class Tuning:
     smallest: Tile
     dense_only: frozenset[Tile] = frozenset()
     overlaps_drain: bool = False
+    split_clusters: Clusters = ()
     ragged_swizzle: int = 16
     ragged_cooperative: float = 1.0
     ragged_wide: float = 1.0

@@ -24,7 +24,8 @@ from .dispatch import get_function
 from .epilogue import Term
 from .legality import legality
 from .operands import aligned_copy, byte_span
-from .plan import GemmRequest, describe_request
+from .plan import GemmRequest, clusters_to_launch, describe_request
+from .residency import cluster_count
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
 from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
@@ -113,15 +114,14 @@ class GroupedLaunch:
         config = spec.config
         self.spec = spec
         self.problems = sorted(problems, key=lambda p: -p.shape.k)
-        clusters = device.sms // (config.cluster_m * config.cluster_n)
         works = sum(_works(p.shape, config) for p in self.problems)
-        self.clusters = max(1, min(clusters, works))
-        splits = min(options.split_k or 1, clusters)
+        self.clusters = max(1, clusters_to_launch(spec, device.sms, works))
+        splits = min(options.split_k or 1, cluster_count(config, device.sms))
         self.split: Optional[SplitPlan] = None
         if splits > 1:
             self.split = SplitPlan(spec, options.split_k_mode, works, splits, device)
         self.function = get_function(spec, device.is_emulated) if self.split is None else self.split.function
-        self.is_dynamic = config.is_dynamic_persistent
+        self.is_counted = config.is_dynamic_persistent and (self.split is not None or not spec.cancels)
         self.device = device.ordinal
         self.template, self.template_has_k = self.problems[0].index, self.problems[0].shape.k > 0
         a, b = self.spec.operands.a, self.spec.operands.b
@@ -197,7 +197,7 @@ class BoundLaunch:
     def call(self, a: Any, b: Any, c: Any, d: Any, problem: Any, ports: Any, tensors: GroupedTensors) -> None:
         """Launch on the current stream, which must be ordered behind the writing of the tables."""
         launch = self.launch
-        counter = tile_counter(launch.device) if launch.is_dynamic else None
+        counter = tile_counter(launch.device) if launch.is_counted else None
         with reachable(tensors.flat()) if launch.device == EMULATED else NOTHING:
             if launch.split is None:
                 launch.function(a, b, c, d, problem, ports, counter, launch.clusters)

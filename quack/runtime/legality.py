@@ -57,6 +57,9 @@ PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `pr
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
 MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # ping-pong without C, others; 160 and 128 spill 16 to 80 bytes
+MAX_ACCUMULATORS_REDUCED_PARTS = (
+    112  # in several slabs that share a tile; with C and a reduction 128 spill 16 to 48 bytes
+)
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
@@ -322,7 +325,8 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> 
         yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
     a_name, b_name = _input_names(config)
     yield from _multicast_refusals(a_name, operands.a, config.cta_tile_m, config.cluster_n)
-    yield from _multicast_refusals(b_name, operands.b, config.tile_n, config.cluster_m)
+    sharers = 2 if config.is_pair else 1  # each keeps its part of B
+    yield from _multicast_refusals(b_name, operands.b, config.tile_n // sharers, max(config.cluster_m // sharers, 1))
 
 
 def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -> Iterator[Legality]:
@@ -362,6 +366,9 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
         is_roomy = spec.config.pingpong and spec.operands.c is None
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
+    if spec.combine is not None and spec.pieces_of is None and partials and has_side_access:
+        if budget.slabs > 1 and not spec.config.pingpong:
+            limit = min(limit, MAX_ACCUMULATORS_REDUCED_PARTS)
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
     if budget.accumulator_registers > limit:

@@ -21,13 +21,13 @@ from .gather import check_gather, check_index_values
 from .legality import legality
 from .operands import (
     aligned_copy,
-    byte_span,
     check_problem,
     check_scalar,
     describe,
     overlaps,
 )
 from .problem_order import check_permutation
+from .residency import cluster_count
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -45,6 +45,7 @@ from .stream_k import StreamPlan
 from .varlen import check_varlen_k, check_varlen_m
 
 ScalarLike = Union[float, torch.Tensor]
+MAX_CLUSTERS = 2**31 - 1  # the kernel takes no more than there are works
 _LINEAR = "quack.epilogue.linear:"
 
 
@@ -134,8 +135,8 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_dynamic",
-        "shape", "spec", "split", "swapped",
+        "clusters", "copy_a", "copy_b", "device", "function", "is_batched", "is_counted", "repeats", "shape", "spec", "split",
+        "swapped",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +146,7 @@ class GemmPlan:
         request: GemmRequest,
         copies: tuple[bool, bool],
         split: Optional[SplitPlan] = None,
+        repeats: tuple[str, ...] = (),  # operands that the kernel takes once more, behind its ports
     ):
         self.spec = spec
         self.shape = product_extents(request)
@@ -153,10 +155,10 @@ class GemmPlan:
         self.device = device.ordinal
         self.function: Callable[..., None] = get_function(spec, device.is_emulated) if split is None else split.function
         self.swapped = spec.config.swap_ab
-        self.clusters = device.sms // (spec.config.cluster_m * spec.config.cluster_n)
-        self.is_dynamic = spec.config.is_dynamic_persistent
+        self.clusters = clusters_to_launch(spec, device.sms)
+        self.is_counted = spec.config.is_dynamic_persistent and (split is not None or not spec.cancels)
         self.copy_a, self.copy_b = copies
-        self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
+        self.repeats = repeats
 
     def run(
         self,
@@ -174,18 +176,23 @@ class GemmPlan:
             B = aligned_copy(B, self.spec.operands.a if self.swapped else self.spec.operands.b)
         if self.swapped:
             A, B = B, A
-        counter = tile_counter(self.device) if self.is_dynamic else None
+        counter = tile_counter(self.device) if self.is_counted else None
         if self.split is not None:
             self.split.run((A, B, C, out), arguments, ports, counter)
             return
         self.function(A, B, C, out, arguments, ports, counter, self.clusters)
 
 
+def clusters_to_launch(spec: GemmSpec, sms: int, works: int = MAX_CLUSTERS) -> int:
+    """At most: those that the device holds at once, or one for each work if most are to be cancelled. works: an upper bound."""
+    return works if spec.cancels else min(cluster_count(spec.config, sms), works)
+
+
 class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
     spec = None
-    a_bytes = b_bytes = d_bytes = 0
+    repeats = ()
     device = -1
 
     def __init__(self, request: GemmRequest):
@@ -214,10 +221,12 @@ def check_aliases(request: GemmRequest) -> None:
     for name, tensor in (others | tiles).items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
-    for name, tensor in (others | {"C": C}).items() if tiles else ():
-        for tile_name, tile in tiles.items():
+    others["C"] = C
+    for tile_name, tile in tiles.items():
+        for name, tensor in others.items():
             if isinstance(tensor, torch.Tensor) and isinstance(tile, torch.Tensor) and overlaps(tile, tensor):
                 raise ValueError(f"{tile_name} overlaps {name} in memory: pass a {tile_name} of its own")
+        others[tile_name] = tile
 
 
 def check_indices(request: GemmRequest) -> None:
@@ -268,7 +277,7 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
         )
     if splits > 1:
         legality(spec).require()  # before its cluster size is used
-        splits = min(splits, device.sms // (config.cluster_m * config.cluster_n))
+        splits = min(splits, cluster_count(config, device.sms))
     if splits <= 1:
         return GemmPlan(spec, device, request, copies)
     total_m = request.out.shape[0] if shape.is_ragged_m else None

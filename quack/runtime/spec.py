@@ -67,6 +67,12 @@ class GemmSpec:
             config = replace(config, device_capacity=ARCHES[self.arch].capability[0])
         return replace(self, config=config.with_tile_k(self.operands.a.dtype))
 
+    @property
+    def cancels(self) -> bool:
+        """Whether works are drawn by cancelling clusters instead of from a counter, see `quack.draws`."""
+        is_drawn = self.config.is_dynamic_persistent and self.combine is None
+        return is_drawn and self.target is None and ARCHES[self.arch].execution.has_clc
+
     def digest(self) -> str:
         """Stable across processes: the repr of frozen dataclasses of enums and numbers."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:32]

@@ -2,20 +2,15 @@
 
 from dataclasses import replace
 
-from ..gemm_config import GemmConfig
 from ..split_k import SplitKMode
 from .budget import budget_of
 from .device import Device
 from .dispatch import get_function
+from .residency import cluster_count
 from .spec import GemmSpec, UnsupportedGemm
 from .split_k import SplitMemory, SplitPlan, split_spec
 
 MAX_K_TILES = 2**31 - 1  # of all streamed tiles: they are numbered by int32
-
-
-def cluster_count(config: GemmConfig, sms: int) -> int:
-    """Clusters that the device holds at once."""
-    return max(sms // (config.cluster_m * config.cluster_n), 1)
 
 
 def streamed_tiles(tiles: int, clusters: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..gemm_config import OperandSpec
-from .spec import MIRROR, SYMMETRIC, SYMMETRIC_COMMIT, GemmSpec
+from .spec import DENSE, MIRROR, SYMMETRIC, SYMMETRIC_COMMIT, GemmSpec
 
 CLUSTERS = ((1, 1), (2, 1), (1, 2))  # those of `triangular_scheduler`
 LINEAR = "quack.epilogue.linear:"
@@ -17,6 +17,11 @@ ASYMMETRIC = {
 def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     """(reason, alternative) of every rule that refuses."""
     is_symmetric = spec.plan == SYMMETRIC_COMMIT
+    if is_symmetric and spec.adapter not in (DENSE, SYMMETRIC):
+        yield (
+            "a symmetric result is stored twice by a schedule for dense problems only",
+            "one call of gemm_symmetric per problem",
+        )
     if is_symmetric != (spec.adapter == SYMMETRIC):
         yield (
             f"adapter {spec.adapter} with plan {spec.plan}: only one tile of each mirrored pair is visited if and only if it "
@@ -30,10 +35,10 @@ def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield "split-K has no schedule over mirrored pairs of tiles", "split_k=1"
     if config.swap_ab:
         yield "a symmetric result is its own transpose: swapping A and B changes nothing", "swap_ab=False"
-    if config.tile_m != config.tile_n:
+    if config.cta_tile_m != config.tile_n:
         yield (
             f"tile_m={config.tile_m} and tile_n={config.tile_n}: the mirror of a tile is a tile only if tiles are square",
-            f"tile_n={config.tile_m}",
+            f"tile_n={config.cta_tile_m}",
         )
     if (config.cluster_m, config.cluster_n) not in CLUSTERS:
         yield f"cluster {(config.cluster_m, config.cluster_n)} has no schedule over mirrored pairs", "cluster (2, 1)"

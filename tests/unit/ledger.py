@@ -1,19 +1,26 @@
 """The compile ledger: what ptxas makes of every shipped kernel, kept in ledger.json.
 
-python tests/unit/ledger.py --write     rewrite it (after a deliberate change of a kernel or of the toolchain)
+python tests/unit/ledger.py --write [--jobs 2]      rewrite it (after a deliberate change of a kernel or of the toolchain)
 """
 
+import argparse
+import functools
 import json
-import sys
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import quack
+from quack import capabilities
 from quack.activation import Activation, GatedActivation
+from quack.arch import ARCHES
+from quack.capabilities.matrix import USUAL
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
+from quack.heuristics.model import tuning_of, with_tile
 from quack.heuristics.sm90 import TILES_16BIT, TILES_FP8_FAST, TILES_FP8_PRECISE
 from quack.reduction import Reduction
 from quack.runtime.compile import kernel_facts, toolchain
@@ -25,6 +32,12 @@ from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
+STREAMED = (
+    "rms",
+    "rms with C",
+    "norm and swiglu",
+    "gelu, preact stored",
+)  # epilogues that stream-K is kept with as well
 
 
 def operands(ab: Dtype = Dtype.BF16, d: Dtype = Dtype.BF16, majors: str = "kkn", **d_changes: Any) -> OperandSpecs:
@@ -54,7 +67,44 @@ def full_epilogue() -> tuple[EpilogueOpSpec, ...]:
     return tuple(EpilogueOpSpec(LINEAR + mixin, (port,)) for mixin, port in ports.items())
 
 
+@functools.cache
 def shipped() -> dict[str, GemmSpec]:
+    """Names, which begin with the architecture, and specs."""
+    rows = {f"sm_90a {name}": spec for name, spec in hopper().items()}
+    for arch in ARCHES.values():
+        if arch.has_kernel and arch.name != "sm_90a":
+            is_first = arch.name == next(a.name for a in ARCHES.values() if a.execution is arch.execution)
+            for name, spec in others(arch.name, is_first):
+                if spec not in rows.values():
+                    rows[f"{arch.name} {name}"] = spec
+    return rows
+
+
+def others(arch: str, is_first: bool) -> Iterator[tuple[str, GemmSpec]]:
+    """Every tile the heuristics may choose, then the cells of `capabilities` with one coordinate that is not the usual one. Of
+    targets that share their kernel class all but the first only show that they compile."""
+    usual, known = USUAL._replace(arch=arch), set(capabilities.cells([arch]))
+    for inputs in capabilities.AXES["inputs"]:
+        cell = usual._replace(inputs=inputs)
+        if cell not in known or not capabilities.judge(cell).ok:
+            continue
+        base = capabilities.judge(cell).kernels[0]
+        tuning = tuning_of(arch)
+        for tile in tuning.tiles_of(base):
+            specs = [with_tile(base, tile, cluster) for cluster in tuning.clusters]
+            for spec in [spec for spec in specs if legality(spec).ok][: 1 if is_first else 0]:
+                yield f"{inputs} {spec.config}", spec
+        if not is_first:
+            yield f"{inputs} {base.config}", base
+    if not is_first:
+        return
+    for axis in ("adapter", "commit", "epilogue"):
+        for value in capabilities.AXES[axis]:
+            for i, spec in enumerate(capabilities.judge(usual._replace(**{axis: value})).kernels):
+                yield f"bf16 {value}{' sum' * i} {spec.config}", spec
+
+
+def hopper() -> dict[str, GemmSpec]:
     """Every tile the heuristics may choose, and every kind of operand, epilogue and schedule on the main ones."""
     rows: dict[str, GemmSpec] = {}
 
@@ -122,6 +172,8 @@ def shipped() -> dict[str, GemmSpec]:
     precise = gemm(GemmConfig(128, 176), fp8, fast_accum=False)
     add("fp8 precise split serial", split_spec(precise, SplitKMode.SERIAL))
     add("fp8 precise split stream", split_spec(precise, SplitKMode.STREAM))
+    for config in (cooperative, pingpong):
+        add("bf16 split stream unaligned D", split_spec(gemm(config, operands(align=2)), SplitKMode.STREAM))
     permuted = replace(gemm(pingpong, batched), is_permuted=True)
     add("bf16 split stream permuted", split_spec(permuted, SplitKMode.STREAM))
     for shape in TILES_16BIT:  # chosen for the shapes of everyday, not for deep products only
@@ -138,6 +190,10 @@ def shipped() -> dict[str, GemmSpec]:
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
     rows |= {f"{name} {spec.config}": spec for name, spec in (*tf32(), *symmetric(), *norms(), *activations())}
+    for name, spec in (*norms(), *activations()):
+        streamed = split_spec(spec, SplitKMode.STREAM)
+        if name in STREAMED and legality(streamed).ok:
+            add(f"{name} split stream", streamed)
     return rows
 
 
@@ -293,10 +349,19 @@ def facts(spec: GemmSpec) -> dict[str, int]:
     return {name: value for name, value in kernel_facts(spec).items() if name != "compile_s"}
 
 
+def facts_of(name: str) -> dict[str, int]:
+    """In a process of the pool: what users define is known by name in the process that made it only."""
+    return facts(shipped()[name])
+
+
 def main() -> None:
-    if sys.argv[1:] != ["--write"]:
-        raise SystemExit(__doc__)
-    rows = {name: facts(spec) for name, spec in sorted(shipped().items())}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    options = parser.parse_args()
+    names = sorted(shipped())
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = dict(zip(names, pool.map(facts_of, names)))
     lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
     kernels = ",\n".join(lines)
     PATH.write_text(f'{{\n  "toolchain": {json.dumps(toolchain())},\n  "kernels": {{\n{kernels}\n  }}\n}}\n')

@@ -1,7 +1,8 @@
 """Cluster launch control: try_cancel and query_cancel (PTX ISA 9.7.13.17, 9.7.13.18).
 
 A request takes the next cluster of the launch that has not started. The 16-byte response is opaque in the ISA; here its
-words are ctaid.x, y, z of the first CTA of that cluster and 1, or zeros.
+words are ctaid.x, y, z of the first CTA of that cluster and 1, or zeros. A request may fail although clusters are left; under
+random schedules it sometimes does.
 """
 
 import struct
@@ -20,6 +21,7 @@ from .data import shared_place
 from .sync import addresses, complete_transactions
 
 RESPONSE_BYTES = 16
+FAILURE_RATE = 0.125  # of requests, under random schedules
 
 
 @opcode("clusterlaunchcontrol.try_cancel", section="9.7.13.17")
@@ -54,7 +56,8 @@ def _cancellation(w: Any, op: AsyncOp, targets: list[Any], offset: int, barrier:
 
     def run() -> None:
         words = (0, 0, 0, 0)
-        if machine.waiting:
+        fails = machine.random is not None and machine.random.random() < FAILURE_RATE
+        if machine.waiting and not fails:
             index, size = machine.waiting.popleft(), machine.shape.cluster
             words = (index.x * size.x, index.y * size.y, index.z * size.z, 1)
         data = np.frombuffer(struct.pack("<4I", *words), np.uint8)

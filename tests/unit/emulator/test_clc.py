@@ -80,6 +80,16 @@ def test_the_resident_clusters_do_all_the_work():
     assert count_work((6, 3), 2, 2, "eager", SEPARATE)[1] == 2
 
 
+def test_requests_that_fail_leave_the_cluster_to_start():
+    """Under random schedules; otherwise two CTAs at a time would be all that ever start."""
+    starts = []
+    for seed in range(5):
+        work, started = count_work((6, 3), 1, 2, f"random:{seed}", SEPARATE)
+        assert (work == 1).all()
+        starts.append(started)
+    assert max(starts) > 2
+
+
 def test_nothing_to_cancel():
     work, started = count_work((4, 1), 1, 4, "latest", SEPARATE)
     assert (work == 1).all() and started == 4
