@@ -10,7 +10,8 @@ from .spec import GATHERING, GemmSpec
 def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     """(reason, alternative)."""
     config, a = spec.config, spec.operands.a
-    if spec.adapter in GATHERING and a.dtype is Dtype.FP32 and a.major is Major.OUTER and not config.use_tma_gather:
+    copies_a = spec.adapter in GATHERING and not config.use_tma_gather and spec.pieces_of is None
+    if copies_a and a.dtype is Dtype.FP32 and a.major is Major.OUTER:
         yield (
             "fp32 columns of A picked by A_idx do not lie in shared memory as threads copy them",
             "use_tma_gather=True",
