@@ -29,6 +29,7 @@ from cutlass import Boolean, Float32, Int32, Int64
 from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
 from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
 from .epilogue.accumulators import Accumulators
+from .gemm_resources import EPILOGUE_REGISTERS
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
@@ -207,7 +208,9 @@ class SumPartials:
         step = sharing * of_warpgroup * stride
         tile.accumulators.clear()
         parts = PartSums(tile, pointer, step, columns)
-        batch = max(1, LOADS_IN_FLIGHT // columns)
+        # What is in flight lies beside the accumulators, whose rows may be long (tensor memory).
+        spare = self.resources.mma_registers - VECTOR * columns - EPILOGUE_REGISTERS
+        batch = max(1, min(LOADS_IN_FLIGHT, spare // VECTOR) // columns)
         whole = tile.work.split_count // batch * batch
         for first in cutlass.range(0, whole, batch, unroll=1):
             parts.add(first, batch)
