@@ -9,7 +9,6 @@ import torch
 
 import quack
 from quack import ops
-from quack.gemm_resources import SLAB_M
 
 NAN = float("nan")
 
@@ -82,7 +81,7 @@ class LowerTriangle(quack.DefaultCommit):
     def commit(self, ctx, io, frag, state):
         for v, (row, col) in enumerate(ctx.coordinates(frag)):
             frag.acc[v] = ops.where(col <= row, frag.acc[v], 0.0)
-        if ctx.col + frag.subtile * io.epi_n < ctx.row + ctx.slab_rows[frag.slab] + SLAB_M:
+        if ctx.col + frag.subtile * io.epi_n < ctx.row + ctx.slab_rows[frag.slab] + ctx.layout.slab_m:
             state = quack.DefaultCommit.commit(self, ctx, io, frag, state)
         return state
 

@@ -35,17 +35,19 @@ def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield "split-K has no schedule over mirrored pairs of tiles", "split_k=1"
     if config.swap_ab:
         yield "a symmetric result is its own transpose: swapping A and B changes nothing", "swap_ab=False"
-    if config.tile_m != config.tile_n:
+    if config.cta_tile_m != config.tile_n:
         yield (
             f"tile_m={config.tile_m} and tile_n={config.tile_n}: the mirror of a tile is a tile only if tiles are square",
-            f"tile_n={config.tile_m}",
+            f"tile_n={config.cta_tile_m}",
         )
     if (config.cluster_m, config.cluster_n) not in CLUSTERS:
         yield f"cluster {(config.cluster_m, config.cluster_n)} has no schedule over mirrored pairs", "cluster (2, 1)"
     for name, operand in (("A", operands.a), ("B", operands.b), ("out", operands.d)):
         if operand.dtype.is_fp8:
-            wide = "bf16, fp16 or fp32" if name == "out" else "bf16 or fp16"
-            yield f"{name} is {operand.dtype.value}: symmetric results have kernels for {wide}", f"{name}.bfloat16()"
+            yield (
+                f"{name} is {operand.dtype.value}: symmetric results have kernels for bf16, fp16 or fp32",
+                f"{name}.bfloat16()",
+            )
     if any(operand is not None and operand.is_concat for operand in operands):
         yield "concat_layout names an operand of a symmetric result: its rows and columns would differ", "logical order"
     yield from _epilogue_refusals(spec)
