@@ -11,6 +11,9 @@ PRODUCER_REGISTERS = {1: 56, 2: 40}
 MMA_REGISTERS_M_MAJOR = {1: 240, 2: 224}
 PRODUCER_REGISTERS_M_MAJOR = {1: 56, 2: 56}
 MAIN_LOOP_REGISTERS = 16  # beside accumulators and fragments: 8 spill with 144 + 88, 16 do not with 104 + 112
+PART_REGISTERS = (
+    16  # more where a tile of two slabs that warpgroups share is put together from parts and has C: 16 bytes spilt
+)
 EPILOGUE_ROW_BYTES = 64  # of a staged subtile: half of what Hopper stages, so that operands keep two to five stages
 LIMITS = {
     Major.INNER: WarpgroupLimits(SMEM_CAPACITY, MMA_REGISTERS, PRODUCER_REGISTERS, EPILOGUE_ROW_BYTES),
