@@ -131,6 +131,10 @@ def test_halves_of_a_ragged_dimension_are_refused():
         assert ok or "concat_layout" in str(verdict.reason)
 
 
+def test_unknown_architectures_are_refused_by_name():
+    assert "sm_80" in str(legality(replace(gemm(GemmConfig(), operands()), arch="sm_80")).reason)
+
+
 def kinds() -> dict[str, GemmSpec]:
     """Operands and epilogues that differ in what they ask of registers and shared memory."""
     with_c = {d: operands(d=d)._replace(c=operands(d=d).d) for d in (Dtype.BF16, Dtype.FP32)}
