@@ -196,7 +196,7 @@ TCGEN05 = Execution(
     precise_fp8=True,
     has_clc=True,
     has_tma_gather=True,
-    features=frozenset(),
+    features=SEAMS - {Feature.PINGPONG} | {Feature.TMA_GATHER},
 )
 WARP_MMA = Execution(
     package="quack.sm120",

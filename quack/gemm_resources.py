@@ -34,8 +34,8 @@ class GemmResources:
     """What one CTA uses. Stage counts are those the kernel is built with, register counts are per thread."""
 
     mma_warpgroups: int  # that drain accumulators
-    slabs: int  # 64-row slabs of the accumulator that one MMA warpgroup owns
-    epi_n: int  # columns of one epilogue subtile (64 x epi_n)
+    slabs: int  # of the accumulator that one draining warpgroup owns
+    epi_n: int  # columns of one epilogue subtile (slab_m x epi_n)
     ab_stages: int
     c_stages: int
     d_stages: int  # per MMA warpgroup and output
@@ -43,6 +43,7 @@ class GemmResources:
     accumulator_registers: int  # with the partial sums of precise fp8 accumulation
     mma_registers: int
     producer_registers: int
+    slab_m: int = SLAB_M  # rows of a slab
 
     @property
     def threads(self) -> int:

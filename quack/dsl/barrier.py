@@ -13,6 +13,7 @@ class NamedBarrierId(enum.IntEnum):
     EPILOGUE = 1
     MMA_ORDER = 4
     C_ORDER = 6
+    TMEM = 8
 
 
 WARPGROUP_THREADS = 128

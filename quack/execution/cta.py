@@ -20,7 +20,7 @@ class SmemTensors(NamedTuple):
     """Staged shared memory. c and scratch are None where unused."""
 
     a: cute.Tensor  # (tile_m, tile_k, ab_stages)
-    b: cute.Tensor  # (tile_n, tile_k, ab_stages)
+    b: cute.Tensor  # (tile_n, tile_k, ab_stages), or as many rows as this CTA keeps
     c: Optional[cute.Tensor]  # (slab_m, epi_n, c_stages)
     outputs: tuple  # D and the mixins' tile outputs: (slab_m, columns, warpgroups * d_stages), None where not by TMA
     scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup

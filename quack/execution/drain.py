@@ -4,10 +4,11 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
+from cutlass import Int32
 
 from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
-from ..epilogue.protocol import EpilogueContext
+from ..epilogue.protocol import EpilogueContext, bound_ports
 from ..gemm_base import TmaOperand
 from ..gemm_config import OperandSpec
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilogue_plan
@@ -21,6 +22,18 @@ from .gather import GatherRoles
 class DrainRole(GatherRoles):
     """`team` is the draining warpgroup's, with `sums` (its `Accumulators` of the tile at hand), `layout` (the `FragmentLayout`
     of a slab of them), mixins, index and share; see `warpgroups.MmaTeam`."""
+
+    def begin_work(
+        self, cta: CtaContext, team: Any, work: WorkDesc, held: Int32
+    ) -> tuple[EpilogueContext, list, Int32]:
+        """What needs no accumulators: (context, the mixins' states, the problem now held, see `ProblemAdapter.acquire`)."""
+        ctx = self.make_context(cta, team, work)
+        if self.specs.d.is_tma:
+            held = self.acquire(cta.problem, (Operand.D,), work, held)
+        for mixin in team.mixins:
+            for port in bound_ports(mixin):
+                ctx.stage(port)
+        return ctx, [mixin.begin(ctx) for mixin in team.mixins], held
 
     @cute.jit
     def finish_tile(

@@ -44,10 +44,7 @@ class GatherRoles(LoadRoles):
     def gather_work(self, cta: CtaContext, work: WorkDesc, is_leader: Boolean, gather: GatherState) -> GatherState:
         """As `load_work`. Where k is gathered, the indices of a k tile are loaded while its predecessor is copied."""
         tile_m, _, tile_k = self.tile_mnk
-        cluster_m, _ = self.cluster_mn
-        b_mask = None
-        if cutlass.const_expr(cluster_m > 1):
-            b_mask = cute.make_layout_image_mask(cute.make_layout((cluster_m, 1, 1)), (cta.cta_m, 0, 0), mode=0)
+        _, b_mask = self.multicast_masks(cta)
         tBsB, tBgB = self.partition_b(cta, work)
         tile = gather_tile(self.specs.a, tile_m, tile_k)
         lines = self.gathered_lines(cta.problem, work)
@@ -97,9 +94,13 @@ class GatherRoles(LoadRoles):
         cute.arch.fence_proxy("async.shared", space="cta")
         cute.arch.sync_warp()
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(cta.ab.producer_get_barrier(oldest))
+            self.arrive_full(cta, oldest)
         oldest.advance()
         return oldest
+
+    def arrive_full(self, cta: CtaContext, state: PipelineState):
+        """One thread: a part of a stage has been copied."""
+        cute.arch.mbarrier_arrive(cta.ab.producer_get_barrier(state))
 
     @cute.jit
     def hand_in_all(self, cta: CtaContext, state: GatherState) -> GatherState:

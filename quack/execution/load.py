@@ -1,5 +1,7 @@
 """The warps that fill shared memory by TMA."""
 
+from typing import Optional
+
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
@@ -32,14 +34,8 @@ class LoadRoles(OperandTransport):
     def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
         """A and B tiles of one work; multicast A along cluster N and B along cluster M."""
         tile_m, _, tile_k = self.tile_mnk
-        cluster_m, cluster_n = self.cluster_mn
-        cluster = cute.make_layout((cluster_m, cluster_n, 1))
-        a_mask = b_mask = None
-        coordinate = (cta.cta_m, cta.cta_n, 0)
-        if cutlass.const_expr(cluster_n > 1):
-            a_mask = cute.make_layout_image_mask(cluster, coordinate, mode=1)
-        if cutlass.const_expr(cluster_m > 1):
-            b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=0)
+        cluster_n = self.config.cluster_n
+        a_mask, b_mask = self.multicast_masks(cta)
         mA = self.operand(cta.problem, Operand.A, cta.operands.a.tensor, work)
         gA = cute.local_tile(mA, (tile_m, tile_k), (work.tile_m, None))  # (tile_m, tile_k, k tiles)
         tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
@@ -70,12 +66,25 @@ class LoadRoles(OperandTransport):
             state.advance()
         return state
 
+    def multicast_masks(self, cta: CtaContext) -> tuple[Optional[Int32], Optional[Int32]]:
+        """The CTAs that take what this one loads of A and of B; None: itself alone."""
+        cluster_m, cluster_n = self.cluster_mn
+        cluster = self.cluster_layout
+        coordinate = (cta.cta_m % self.mma_ctas, cta.cta_m // self.mma_ctas, cta.cta_n, 0)
+        a_mask = b_mask = None
+        if cluster_n > 1:
+            a_mask = cute.make_layout_image_mask(cluster, coordinate, mode=2)
+        if cluster_m > self.mma_ctas:
+            b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=1)
+        return a_mask, b_mask
+
     def partition_b(self, cta: CtaContext, work: WorkDesc):
         """(smem, gmem) of this CTA's share of the B tiles of one work: (TMA, STAGE), (TMA, k tiles)."""
-        _, tile_n, tile_k = self.tile_mnk
+        ctas = self.mma_ctas
         mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
-        gB = cute.local_tile(mB, (tile_n, tile_k), (work.tile_n, None))  # (tile_n, tile_k, k tiles)
-        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m, self.config.cluster_m)
+        first = work.tile_n * ctas + cta.cta_m % ctas
+        gB = cute.local_tile(mB, (self.b_rows, self.config.tile_k), (first, None))  # (rows, tile_k, k tiles)
+        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m // ctas, self.config.cluster_m // ctas)
 
     @cute.jit
     def load_c(self, cta: CtaContext):

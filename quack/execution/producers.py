@@ -37,7 +37,8 @@ class ProducerRoles(GatherRoles):
             )
         slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
-        ab_pipeline, c_pipeline = self.make_pipelines(barriers)
+        ab_pipeline = self.make_ab_pipeline(barriers)
+        c_pipeline = self.make_c_pipeline(barriers + 2 * self.resources.ab_stages)
         works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP:
@@ -59,7 +60,7 @@ class ProducerRoles(GatherRoles):
     def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
         """The producing warps, 0 to 3."""
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        if cutlass.const_expr(self.gathers_a and self.multiplies):
+        if cutlass.const_expr(self.copies_a and self.multiplies):
             if warp == LOAD_WARP or warp == GATHER_WARP:
                 self.gather_operands(cta, warp == LOAD_WARP)
         elif cutlass.const_expr(self.multiplies):

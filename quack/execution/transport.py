@@ -6,14 +6,14 @@ from typing import ClassVar, Optional
 import cutlass.cute as cute
 from cutlass import Float32, Int32, pipeline
 from cutlass.cute.nvgpu import cpasync
-from cutlass.pipeline import PipelineTmaAsync
+from cutlass.pipeline import PipelineAsync, PipelineTmaAsync
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
-from ..gemm_port import PortKind, scratch_bytes, tile_layouts
+from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import Operand
 from ..gemm_resources import WORK_RING_STAGES, GemmResources
 from ..work_stream import LocalStream, RingStream, WorkRing
@@ -28,9 +28,13 @@ class OperandTransport(GemmBase):
 
     budget: ClassVar[Callable[..., GemmResources]]
 
+    mma_ctas: int = 1
+    """Neighbours along M whose operands one MMA reads: each loads its own rows of A and its part of B's rows."""
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.scratch_words = scratch_bytes(self.epilogue_specs, self.config) // 4  # of one draining warpgroup
+        self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         self.resources = self.budget(self.specs, self.config, self.fast_accum, self.epilogue_specs)
         self.tile_output_specs = tile_layouts(self.epilogue_specs, PortKind.TILE_OUTPUT)
         if self.resources.ab_stages < 2:
@@ -46,6 +50,20 @@ class OperandTransport(GemmBase):
         return sm90_utils.make_smem_layout_b(
             operand_layout(self.specs.b), self.tile_mnk, self.b_dtype, self.resources.ab_stages
         )
+
+    @property
+    def copies_a(self) -> bool:
+        """Whether threads copy A, for want of a TMA that picks lines."""
+        return self.gathers_a and not self.config.use_tma_gather
+
+    @property
+    def b_rows(self) -> int:
+        """Rows of B that one CTA keeps."""
+        return self.config.tile_n // self.mma_ctas
+
+    def load_op(self, multicast: int):
+        """The instruction that loads A and B."""
+        return cpasync.CopyBulkTensorTileG2SOp() if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp()
 
     def subtile_of(self, spec: OperandSpec) -> tuple[int, int]:
         """(rows, columns) of an operand's part of an epilogue subtile."""
@@ -64,21 +82,27 @@ class OperandTransport(GemmBase):
         store = cpasync.CopyBulkTensorTileS2GOp()
         return TmaOperand(*cpasync.make_tiled_tma_atom(store, described, layout, self.subtile_of(spec)))
 
+    def make_gathered(self, mA: cute.Tensor) -> TmaOperand:
+        """A whose lines are picked by index: threads copy them from plain memory."""
+        return TmaOperand(None, mA)
+
     def make_operands(self, mA, mB, mC, mD, tiles: dict[PortKind, list]) -> Operands:
         """TMA atoms for everything that TMA can address."""
-        tile_m, tile_n, tile_k = self.tile_mnk
-        cluster_m, cluster_n = self.cluster_mn
+        tile_m, _, tile_k = self.tile_mnk
+        cluster_n, b_ctas = self.config.cluster_n, self.config.cluster_m // self.mma_ctas
         tA, tB = self.tma_tensor(Operand.A, mA), self.tma_tensor(Operand.B, mB)
-        a = TmaOperand(None, mA)
-        if not self.gathers_a:
-            a = make_load_operand(tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
-        b = make_load_operand(tB, self.smem_layout_b(), (tile_n, tile_k), cluster_m)
+        if self.gathers_a:
+            a = self.make_gathered(mA)
+        else:
+            a = make_load_operand(self.load_op(cluster_n), tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
+        b = make_load_operand(self.load_op(b_ctas), tB, self.smem_layout_b(), (self.b_rows, tile_k), b_ctas)
         c = None
         if self.specs.c is not None:
             c = TmaOperand(None, mC)
             if self.specs.c.is_tma:
                 tC = self.tma_tensor(Operand.C, mC)
-                c = make_load_operand(tC, self.smem_layout_epilogue(self.specs.c, 1), self.subtile_of(self.specs.c), 1)
+                load, layout = cpasync.CopyBulkTensorTileG2SOp(), self.smem_layout_epilogue(self.specs.c, 1)
+                c = make_load_operand(load, tC, layout, self.subtile_of(self.specs.c), 1)
         d = self.make_output(self.specs.d, mD)
         outputs = [self.make_output(s, t) for s, t in zip(self.tile_output_specs, tiles[PortKind.TILE_OUTPUT])]
         return Operands(a, b, c, d, tuple(tiles[PortKind.TILE_INPUT]), tuple(outputs))
@@ -103,45 +127,66 @@ class OperandTransport(GemmBase):
             scratch = allocator.allocate_tensor(Float32, cute.make_layout(self.warpgroups * self.scratch_words), 16)
         return SmemTensors(a, b, c, tuple(outputs), scratch)
 
-    def make_pipelines(self, barriers) -> tuple[PipelineTmaAsync, Optional[PipelineTmaAsync]]:
-        """A/B ring (multicast over the cluster) and C ring (local to the CTA)."""
+    @property
+    def cluster_layout(self) -> cute.Layout:
+        """(CTA of an MMA, MMAs along M, CTAs along N, 1) -> rank in the cluster."""
         cluster_m, cluster_n = self.cluster_mn
-        tile_m, tile_n, tile_k = self.tile_mnk
-        a_bytes, copiers = tile_k * tile_m * self.a_dtype.width // 8, 0
-        if self.gathers_a:
-            a_bytes, copiers = 0, GATHER_WARPS
-        ab = PipelineTmaAsync.create(
+        return cute.make_layout((self.mma_ctas, cluster_m // self.mma_ctas, cluster_n, 1))
+
+    @property
+    def stage_bytes(self) -> int:
+        """That TMA puts into one stage of A and B, for all CTAs of an MMA."""
+        tile_m, _, tile_k = self.tile_mnk
+        a_bytes = 0 if self.copies_a else tile_m * self.a_dtype.width // 8
+        return self.mma_ctas * tile_k * (a_bytes + self.b_rows * self.b_dtype.width // 8)
+
+    @property
+    def copying_warps(self) -> int:
+        """That signal a stage of A besides TMA, in all CTAs of an MMA."""
+        return GATHER_WARPS * self.mma_ctas if self.copies_a else 0
+
+    def make_ab_pipeline(self, barriers) -> PipelineAsync:
+        """A/B ring (multicast over the cluster)."""
+        cluster_m, cluster_n = self.cluster_mn
+        return PipelineTmaAsync.create(
             num_stages=self.resources.ab_stages,
-            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + copiers),
+            producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 1 + self.copying_warps),
             consumer_group=pipeline.CooperativeGroup(
                 pipeline.Agent.Thread, 4 * self.sharing * (cluster_m + cluster_n - 1)
             ),
-            tx_count=a_bytes + tile_k * tile_n * self.b_dtype.width // 8,
+            tx_count=self.stage_bytes,
             barrier_storage=barriers,
-            cta_layout_vmnk=cute.make_layout((1, cluster_m, cluster_n, 1)),
+            cta_layout_vmnk=self.cluster_layout,
             defer_sync=True,
         )
+
+    def make_c_pipeline(self, barriers) -> Optional[PipelineTmaAsync]:
+        """C ring (local to the CTA)."""
         if not self.resources.c_stages:
-            return ab, None
-        c = PipelineTmaAsync.create(
+            return None
+        return PipelineTmaAsync.create(
             num_stages=self.resources.c_stages,
             producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
             consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
             tx_count=self.layout_class.slab_m * self.resources.epi_n * self.c_dtype.width // 8,
-            barrier_storage=barriers + 2 * self.resources.ab_stages,
+            barrier_storage=barriers,
             cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)),
             defer_sync=True,
         )
-        return ab, c
+
+    @property
+    def reading_warps(self) -> int:
+        """Warps of a CTA that follow the stream of works."""
+        loaders = (2 if self.copies_a else 1) if self.multiplies else 0
+        return loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
 
     def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):
         """How this CTA's roles learn their works."""
         if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
-        loaders = (2 if self.gathers_a else 1) if self.multiplies else 0
-        readers = loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
-        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, self.cluster_mn[0] * self.cluster_mn[1], readers)
+        size = self.cluster_mn[0] * self.cluster_mn[1]
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, size, self.reading_warps)
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
 
 
@@ -150,9 +195,8 @@ def operand_layout(spec: OperandSpec) -> LayoutEnum:
     return LayoutEnum.ROW_MAJOR if is_inner_major(spec) else LayoutEnum.COL_MAJOR
 
 
-def make_load_operand(tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
+def make_load_operand(op, tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
     """TMA load atom for `tile`; with multicast each CTA fetches 1/multicast of the tile and sends it to all."""
-    op = cpasync.CopyBulkTensorTileG2SOp() if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp()
     layout = cute.slice_(staged_layout, (None, None, 0))
     return TmaOperand(*cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast))
 

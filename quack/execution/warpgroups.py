@@ -44,12 +44,11 @@ from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_stat
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
 from ..epilogue.accumulators import RegisterAccumulators
 from ..epilogue.fragment import MmaFragment
-from ..epilogue.protocol import EpilogueContext, bind_epilogue, bound_ports
+from ..epilogue.protocol import EpilogueContext, bind_epilogue
 from ..gemm_base import Operands
 from ..gemm_config import GemmConfig, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueState
-from ..gemm_port import PortKind, present_ports
-from ..gemm_problem_adapter import NO_PROBLEM, Operand
+from ..gemm_problem_adapter import NO_PROBLEM
 from ..gemm_work import WorkDesc
 from ..split_k_combine import is_last_part
 from .cta import CtaContext, SmemTensors
@@ -98,7 +97,6 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.reads_scratch_last = any(p.kind is PortKind.COL_PARTIALS for p in present_ports(self.epilogue_specs))
         # A warpgroup waits for `c.full` by parity, so it must not be further than one round of the ring ahead of the other.
         self.orders_c = self.config.pingpong and self.resources.c_stages > 0
         self.warpgroups = self.resources.mma_warpgroups
@@ -226,14 +224,7 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
         self, cta: CtaContext, team: MmaTeam, work: WorkDesc, another_follows: Boolean, state: MmaState
     ) -> MmaState:
         """Mainloop and epilogue of one tile."""
-        ctx = self.make_context(cta, team, work)
-        held = state.held
-        if cutlass.const_expr(self.specs.d.is_tma):
-            held = self.acquire(cta.problem, (Operand.D,), work, held)
-        for mixin in team.mixins:
-            for port in bound_ports(mixin):
-                ctx.stage(port)
-        mixin_states = [mixin.begin(ctx) for mixin in team.mixins]
+        ctx, mixin_states, held = self.begin_work(cta, team, work, state.held)
         ab = state.ab
         if cutlass.const_expr(self.multiplies):
             k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from ..arch import ARCHES
+from ..arch import ARCHES, Feature
 from ..gemm_config import GemmConfig, RasterOrder
 from ..gemm_port import present_ports
 from ..runtime.budget import budget_of
@@ -104,7 +104,11 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     efficiency = tuning.tiles_of(spec).get((config.tile_m, config.tile_n, config.pingpong), 0.5)
     mma = 2 * tile_m * config.tile_n * k / (rates.mma_flops_per_ns[spec.operands.a.dtype.bits] * efficiency)
     traffic = traffic_ns(spec, k, rates)
-    copies = tile_m * k * size / rates.gather_bytes_per_ns if spec.adapter in GATHERING else 0.0
+    copies = (
+        tile_m * k * size / rates.gather_bytes_per_ns
+        if spec.adapter in GATHERING and not config.use_tma_gather
+        else 0.0
+    )
     if tuning.overlaps_drain:
         return max(mma, traffic, copies, drain_ns(spec))
     return max(mma, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
@@ -154,6 +158,7 @@ def candidates(
                     swap_ab=spec is swapped,
                     max_swizzle_size=swizzle_size(tuning, extents, tile_n * cluster_n),
                     raster=RasterOrder.ALONG_N if extents.is_ragged_m else RasterOrder.ALONG_M,
+                    use_tma_gather=gathers_by_tma(spec),
                     device_capacity=capability,
                 )
                 candidate = replace(spec, config=config)
@@ -165,8 +170,20 @@ def candidates(
 def with_tile(spec: GemmSpec, tile: Tile, cluster: tuple[int, int] = (1, 1)) -> GemmSpec:
     """The spec with a tile and a cluster, legal or not, and everything else of the configuration by default."""
     tile_m, tile_n, pingpong = tile
-    config = GemmConfig(tile_m, tile_n, pingpong=pingpong, cluster_m=cluster[0], cluster_n=cluster[1])
+    config = GemmConfig(
+        tile_m,
+        tile_n,
+        pingpong=pingpong,
+        cluster_m=cluster[0],
+        cluster_n=cluster[1],
+        use_tma_gather=gathers_by_tma(spec),
+    )
     return spec.configured(config)
+
+
+def gathers_by_tma(spec: GemmSpec) -> bool:
+    """Whether A_idx is better left to TMA: wherever there is a kernel for that."""
+    return spec.adapter in GATHERING and Feature.TMA_GATHER in ARCHES[spec.arch].execution.features
 
 
 def default_config(arch: str) -> GemmConfig:

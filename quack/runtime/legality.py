@@ -317,7 +317,8 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> 
         yield Legality(f"max_swizzle_size={config.max_swizzle_size} is below 1", "max_swizzle_size=8")
     a_name, b_name = _input_names(config)
     yield from _multicast_refusals(a_name, operands.a, config.cta_tile_m, config.cluster_n)
-    yield from _multicast_refusals(b_name, operands.b, config.tile_n, config.cluster_m)
+    sharers = 2 if config.is_pair else 1  # each keeps its part of B
+    yield from _multicast_refusals(b_name, operands.b, config.tile_n // sharers, max(config.cluster_m // sharers, 1))
 
 
 def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -> Iterator[Legality]:

@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 
 from ..arch import TCGEN05
-from .spec import GemmSpec
+from ..gemm_config import Dtype, Major
+from .spec import GATHERING, GemmSpec
 
 
 def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     """(reason, alternative)."""
-    config = spec.config
+    config, a = spec.config, spec.operands.a
+    if spec.adapter in GATHERING and a.dtype is Dtype.FP32 and a.major is Major.OUTER and not config.use_tma_gather:
+        yield (
+            "fp32 columns of A picked by A_idx do not lie in shared memory as threads copy them",
+            "use_tma_gather=True",
+        )
     if not config.is_pair:
         return
     if config.cluster_m % 2:

@@ -58,13 +58,13 @@ def split_spec(whole: GemmSpec, mode: SplitKMode) -> GemmSpec:
 
 def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     """The second launch of SEPARATE: the widest pieces of which there are enough for the device. works: as in `split_memory`."""
-    tiles = whole.config
-    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // 64
+    tiles, slab_m = whole.config, budget_of(whole).slab_m
+    slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // slab_m
     is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
     widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
     config = GemmConfig(
-        64, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
+        slab_m, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
     )
     return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 

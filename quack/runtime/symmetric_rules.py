@@ -35,10 +35,10 @@ def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield "split-K has no schedule over mirrored pairs of tiles", "split_k=1"
     if config.swap_ab:
         yield "a symmetric result is its own transpose: swapping A and B changes nothing", "swap_ab=False"
-    if config.tile_m != config.tile_n:
+    if config.cta_tile_m != config.tile_n:
         yield (
             f"tile_m={config.tile_m} and tile_n={config.tile_n}: the mirror of a tile is a tile only if tiles are square",
-            f"tile_n={config.tile_m}",
+            f"tile_n={config.cta_tile_m}",
         )
     if (config.cluster_m, config.cluster_n) not in CLUSTERS:
         yield f"cluster {(config.cluster_m, config.cluster_n)} has no schedule over mirrored pairs", "cluster (2, 1)"

@@ -1,0 +1,61 @@
+"""What sm_100a and sm_103a give a CTA of `GemmSm100`."""
+
+from dataclasses import dataclass
+
+from ..gemm_config import GemmConfig, OperandSpecs
+from ..gemm_port import EpilogueOpSpec, scratch_bytes
+from ..gemm_resources import MAX_AB_STAGES, RESERVED, GemmResources, epilogue_columns, output_layouts
+
+SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_100 and sm_103 (227 KB)
+CTA_M = 128  # rows of a CTA's accumulators: lanes of tensor memory
+ACC_STAGES = 2  # tiles whose accumulators tensor memory holds: one is multiplied while the other is drained
+MIN_TMEM_COLUMNS = 32
+WARPS = 9  # four produce, four drain, one multiplies
+REGISTERS = 224  # a thread: 65536 of the SM / (32 * 9), in steps of 8
+
+
+@dataclass(frozen=True)
+class Sm100Resources(GemmResources):
+    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two. Registers hold one subtile at a time, not the
+    accumulators."""
+
+    tmem_columns: int = MIN_TMEM_COLUMNS
+    slab_m: int = CTA_M
+
+    @property
+    def threads(self) -> int:
+        return 32 * WARPS
+
+
+def resources(
+    operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue: tuple[EpilogueOpSpec, ...] = ()
+) -> Sm100Resources:
+    """Budget for one configuration; `ab_stages` < 2 means that it does not fit. fp8 sums are fp32 whatever fast_accum says."""
+    config = config.with_tile_k(operands.a.dtype)
+    assert config.tile_k is not None
+    outputs = output_layouts(operands, epilogue)
+    widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
+    epi_n = epilogue_columns(config.tile_n, widest)
+    subtile = CTA_M * epi_n
+    d_stages = 2 if any(output.is_tma for output in outputs) else 0
+    c_stages = 2 if operands.c is not None and operands.c.is_tma else 0
+    staged = sum(subtile // (2 if o.is_halved else 1) * o.dtype.bytes for o in outputs if o.is_tma)
+    fixed = RESERVED + d_stages * staged + scratch_bytes(epilogue, config)
+    if operands.c is not None:
+        fixed += c_stages * subtile * operands.c.dtype.bytes
+    b_rows = config.tile_n // (2 if config.is_pair else 1)
+    stage = config.tile_k * (CTA_M * operands.a.dtype.bytes + b_rows * operands.b.dtype.bytes)
+    ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
+    return Sm100Resources(
+        mma_warpgroups=1,
+        slabs=1,
+        epi_n=epi_n,
+        ab_stages=ab_stages,
+        c_stages=c_stages,
+        d_stages=d_stages,
+        smem_bytes=fixed + ab_stages * stage,
+        accumulator_registers=epi_n,
+        mma_registers=REGISTERS,
+        producer_registers=REGISTERS,
+        tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (ACC_STAGES * config.tile_n - 1).bit_length()),
+    )
