@@ -229,7 +229,10 @@ _DERIVED = "derived: data sheet TFLOPS / (SMs x clock)"
 _EVERY_SM: dict[Figure, tuple[float, str]] = {
     Figure.TMEM_BYTES_PER_CLK: (0, "no such memory"),
     Figure.ISSUE_PER_CLK: (4, "NVIDIA whitepapers since Volta: four sub-partitions, one warp instruction a clock each"),
-    Figure.CONVERSIONS_PER_CLK: (64, "CUDA programming guide, arithmetic throughput, 9.0; not published for all: the same"),
+    Figure.CONVERSIONS_PER_CLK: (
+        64,
+        "CUDA programming guide, arithmetic throughput, 9.0; not published for all: the same",
+    ),
 }
 _TENSOR_MEMORY = {
     Figure.TMEM_BYTES_PER_CLK: (512, "not published; at most a register for each lane of the four sub-partitions"),

@@ -24,14 +24,19 @@ CONFIG = re.compile(r"(\d+)x(\d+)(?:x(\d+))?(pp)?(?:cl(\d)x(\d))?")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 2 for what is not legal."""
     options = _parser().parse_args(list(arguments))
-    problem = Problem(options.arch, *options.shape, options.dtype, options.out, options.c)
+    m, n, k = options.shape
+    problem = Problem(options.arch, m, n, k, options.dtype, options.out, options.c)
     try:
         configs = [config(options.arch) for config in options.config] if options.config else [None]
         roofs = [_roof(problem, config, options.count) for config in configs]
     except UnsupportedGemm as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    print(json.dumps([as_dict(r) for r in roofs], indent=1) if options.format == "json" else "\n\n".join(map(report, roofs)))
+    print(
+        json.dumps([as_dict(r) for r in roofs], indent=1)
+        if options.format == "json"
+        else "\n\n".join(map(report, roofs))
+    )
     return 0
 
 
@@ -41,7 +46,9 @@ def _roof(problem: Problem, config: Optional[GemmConfig], is_counted: bool) -> R
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="What a tile takes of an SM, in clocks.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="What a tile takes of an SM, in clocks.", allow_abbrev=False
+    )
     parser.add_argument("--arch", choices=list(ARCHES), required=True)
     parser.add_argument("--shape", type=_or_usage(_shape), required=True, metavar="MxNxK")
     parser.add_argument(
@@ -51,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (("--dtype", "of A and B"), ("--out", "of D and C")):
         parser.add_argument(name, type=_or_usage(_dtype), default=Dtype.BF16, metavar="|".join(DTYPES), help=what)
     parser.add_argument("--c", action="store_true", help="add C")
-    parser.add_argument("--count", action="store_true", help="run the kernel in the emulator and count beside each line")
+    parser.add_argument(
+        "--count", action="store_true", help="run the kernel in the emulator and count beside each line"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text")
     return parser
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import emulator
-from ..arch import ARCHES
+import torch
+
 from ..emulator.stats import KernelStats, Stats
 from ..gemm_interface import gemm_tuned
 from ..runtime.spec import GemmSpec
@@ -18,7 +18,6 @@ from .problem import Problem
 
 FEW_K_TILES, MORE_K_TILES = 2, 4
 TILES = 2
-EMULATED = {"quack.sm90": "sm90", "quack.sm100": "sm100", "quack.sm120": "sm120"}  # by packages of kernels
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,17 @@ def _lines(found: dict[str, Amount]) -> Counted:
 
 def run(problem: Problem, spec: GemmSpec, launch: Launch) -> KernelStats:
     """One emulated launch on a device that holds one cluster."""
-    config = spec.config
-    request = problem.tiles(config, launch.tiles, launch.k_tiles).request("cpu")
-    stats, ctas = Stats(), config.cluster_m * config.cluster_n
-    with emulator.use(EMULATED[ARCHES[spec.arch].execution.package], sms=ctas, observers=[stats]):
+    config, stats = spec.config, Stats()
+    request = problem.tiles(config, launch.tiles, launch.k_tiles).request(fill)
+    with problem.emulated(config.cluster_m * config.cluster_n, [stats]):
         gemm_tuned.fn(request.A, request.B, request.out, request.C, config=config)
     (kernel,) = stats.kernels.values()
     return kernel
+
+
+def fill(tensor: torch.Tensor) -> None:
+    """Numbers of every dtype, none of which decides what is executed."""
+    tensor.copy_(torch.randn(tensor.shape))
 
 
 def totals(kernel: KernelStats) -> Counter[str]:

@@ -4,7 +4,6 @@ Rates are the chip's, of `quack.arch`: what the hardware does at best. (The time
 """
 
 import enum
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -23,8 +22,9 @@ class Resource(enum.Enum):
     SMEM_OPERAND_READS = ("smem: MMA reads A, B", "B")
     SMEM_OPERAND_WRITES = ("smem: A, B written", "B")
     SMEM_STAGED = ("smem: C, D in and out", "B")
-    SMEM_CONFLICTS = ("smem: bank conflicts", "transactions")
+    SMEM_CONFLICTS = ("smem: bank conflicts", "clk")
     SMEM = ("smem: all, one port", "clk")
+    SMEM_APART = ("smem: were reads apart", "clk")
     L2_LOADS = ("L2 to SM", "B")
     L2_STORES = ("SM to L2", "B")
     HBM = ("HBM, least", "B")
@@ -114,14 +114,19 @@ class Roof:
         return max(self.limits, key=lambda line: line.clocks.k_tile)
 
     @property
+    def drain_bound(self) -> Line:
+        """The same of an epilogue alone."""
+        return max((x for x in self.limits if x.resource is not Resource.HBM), key=lambda line: line.clocks.tile)
+
+    @property
     def tile_bound(self) -> Line:
         """The same of a whole tile, its epilogue and its main loop side by side."""
         return max(self.limits, key=lambda line: line.clocks.total(self.k_tiles))
 
     @property
     def limits(self) -> list[Line]:
-        """Lines that can limit on their own, the MMA first."""
-        return [line for line in self.lines if line.resource not in SMEM_PARTS]
+        """Lines that can limit on their own, the MMA first. Shared memory as one port: nothing says that it has two."""
+        return [line for line in self.lines if line.resource not in (*SMEM_PARTS, Resource.SMEM_APART)]
 
 
 def roof(spec: GemmSpec, shape: GemmShape, counted: Optional[Counted] = None) -> Roof:
@@ -129,13 +134,11 @@ def roof(spec: GemmSpec, shape: GemmShape, counted: Optional[Counted] = None) ->
     chip, config = ARCHES[spec.arch].chip, spec.config
     assert config.tile_k is not None
     modelled = model(spec, shape)
-    lines = []
-    for resource, rate in rates_of(chip, spec.operands.a.dtype.bits).items():
-        lines.append(Line(resource, rate, modelled[resource], counted.get(resource) if counted else None))
-    at = 1 + max(i for i, line in enumerate(lines) if line.resource in SMEM_PARTS)
-    port = total(line.clocks for line in lines[:at] if line.resource in SMEM_PARTS)
-    found = [line.counted_clocks for line in lines[:at] if line.resource in SMEM_PARTS]
-    lines.insert(at, Line(Resource.SMEM, 1.0, port, total(a for a in found if a is not None) if counted else None))
+    rates = rates_of(chip, spec.operands.a.dtype.bits)
+    if counted is not None:
+        counted = counted | shared_memory(counted, rates)
+    modelled |= shared_memory(modelled, rates)
+    lines = (Line(r, rates[r], modelled[r], counted.get(r) if counted else None) for r in Resource if r in rates)
     return Roof(
         spec,
         shape,
@@ -146,13 +149,21 @@ def roof(spec: GemmSpec, shape: GemmShape, counted: Optional[Counted] = None) ->
     )
 
 
-def total(amounts: Iterable[Amount]) -> Amount:
-    listed = list(amounts)
-    return Amount(sum(a.k_tile for a in listed), sum(a.tile for a in listed))
+def shared_memory(amounts: Counted, rates: dict[Resource, float]) -> Counted:
+    """Clocks of all its parts on one port, and the more of reads and writes if they had a port each. What is staged is written
+    and read once."""
+    reads, writes, staged, conflicts = (amounts[part].over(rates[part]) for part in SMEM_PARTS)
+    parts = (reads, writes, staged, conflicts)
+    return {
+        Resource.SMEM: Amount(sum(part.k_tile for part in parts), sum(part.tile for part in parts)),
+        Resource.SMEM_APART: Amount(
+            max(reads.k_tile, writes.k_tile) + conflicts.k_tile, staged.tile / 2 + conflicts.tile
+        ),
+    }
 
 
 def rates_of(chip: Chip, bits: int) -> dict[Resource, float]:
-    """Of one SM, per clock, of what the chip has; in the order of the table."""
+    """Of one SM, per clock, of what the chip has."""
     hbm = chip[Figure.HBM_BYTES_PER_NS] / chip[Figure.CLOCK_GHZ] / chip.sms
     rates = {
         Resource.MMA: chip[FLOPS_OF_BITS[bits]],
@@ -160,6 +171,8 @@ def rates_of(chip: Chip, bits: int) -> dict[Resource, float]:
         Resource.SMEM_OPERAND_WRITES: chip[Figure.SMEM_BYTES_PER_CLK],
         Resource.SMEM_STAGED: chip[Figure.SMEM_BYTES_PER_CLK],
         Resource.SMEM_CONFLICTS: 1.0,
+        Resource.SMEM: 1.0,
+        Resource.SMEM_APART: 1.0,
         Resource.L2_LOADS: chip[Figure.L2_BYTES_PER_CLK],
         Resource.L2_STORES: chip[Figure.L2_BYTES_PER_CLK],
         Resource.HBM: hbm,

@@ -1,11 +1,12 @@
 """The GEMMs that a roofline is made of: dense, A and B K-major, D and C row-major, no mixins but C."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
-from .. import heuristics
+from .. import emulator, heuristics
 from ..arch import ARCHES
 from ..gemm_config import Dtype, GemmConfig
 from ..runtime.legality import legality
@@ -14,6 +15,7 @@ from ..runtime.plan import GemmRequest, describe_request
 from ..runtime.spec import GemmShape, GemmSpec, UnsupportedGemm
 
 TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in DTYPE_OF_TORCH.items()}
+EMULATED = {"quack.sm90": "sm90", "quack.sm100": "sm100", "quack.sm120": "sm120"}  # devices, by packages of kernels
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,30 @@ class Problem:
     out: Dtype = Dtype.BF16
     has_c: bool = False
 
-    def request(self, device: str) -> GemmRequest:
-        """As `gemm` states it. device: "meta" allocates nothing; on "cpu" A and B are random and D is not initialised."""
+    def emulated(self, sms: Optional[int] = None, observers: Sequence[emulator.Observer] = ()) -> Any:
+        """The context in which CPU tensors are those of an emulated device of the arch."""
+        return emulator.use(EMULATED[ARCHES[self.arch].execution.package], sms=sms, observers=observers)
+
+    def request(self, fill: Callable[[torch.Tensor], object] = lambda tensor: None) -> GemmRequest:
+        """As `gemm` states it, of CPU tensors. fill: A, B and C; without it their memory is never touched."""
         dtype, out = TORCH_DTYPES[self.dtype], TORCH_DTYPES[self.out]
-        make = torch.empty if device == "meta" else torch.randn
-        A, B = (make(rows, self.k, device=device).to(dtype) for rows in (self.m, self.n))
-        C = make(self.m, self.n, device=device).to(out) if self.has_c else None
-        return GemmRequest(A, B.t(), torch.empty(self.m, self.n, dtype=out, device=device), C)
+        A, B, D = (
+            torch.empty(rows, columns, dtype=t)
+            for rows, columns, t in ((self.m, self.k, dtype), (self.n, self.k, dtype), (self.m, self.n, out))
+        )
+        C = torch.empty_like(D) if self.has_c else None
+        for tensor in (A, B, C):
+            if tensor is not None:
+                fill(tensor)
+        return GemmRequest(A, B.t(), D, C)
 
     def configured(self, config: Optional[GemmConfig] = None) -> tuple[GemmSpec, GemmShape]:
         """(spec, extents in kernel terms) with this configuration, or the one that the heuristics choose.
 
         Raises UnsupportedGemm if there is none that is legal.
         """
-        shape, base, swapped, _ = describe_request(self.request("meta"))
+        with self.emulated():
+            shape, base, swapped, _ = describe_request(self.request())
         base, swapped = base.on(self.arch), swapped.on(self.arch) if swapped is not None else None
         if config is None:
             spec = heuristics.choose(base, shape, ARCHES[self.arch].chip.sms, swapped)

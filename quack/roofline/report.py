@@ -14,7 +14,9 @@ def report(roof: Roof) -> str:
     """Modelled lines, counted ones below each, then what bounds."""
     lines = [*_head(roof), "", ROW.format(*COLUMNS).rstrip()]
     for line in roof.lines:
-        lines.append(_row(roof, f"{line.resource.label}, {line.resource.unit}", _number(line.rate), line.modelled, line))
+        lines.append(
+            _row(roof, f"{line.resource.label}, {line.resource.unit}", _number(line.rate), line.modelled, line)
+        )
         if line.counted is not None:
             lines.append(_row(roof, "  counted", _agreement(roof, line), line.counted, line))
     return "\n".join([*lines, "", *_bounds(roof)])
@@ -52,15 +54,26 @@ def _agreement(roof: Roof, line: Line) -> str:
 
 
 def _bounds(roof: Roof) -> list[str]:
-    main, tile = roof.main_loop_bound, roof.tile_bound
-    hidden = "behind another tile's main loop" if roof.is_drain_hidden else "not hidden"
-    drain = max(roof.limits, key=lambda line: line.clocks.tile if line.resource is not Resource.HBM else 0)
-    return [
+    main, tile, drain = roof.main_loop_bound, roof.tile_bound, roof.drain_bound
+    found = [
         f"main loop: bound by {_name(main)}, {_number(main.clocks.k_tile)} clocks a k tile",
-        f"epilogue: {_number(drain.clocks.tile)} clocks of {_name(drain)}, {hidden}",
-        f"tile, both at once: bound by {_name(tile)}, {_number(tile.clocks.total(roof.k_tiles))} clocks",
-        f"heuristics, sustained rates: {roof.predicted_ns / 1e3:.1f} us, {roof.tflops:.0f} TFLOP/s",
+        f"epilogue: {_number(drain.clocks.tile)} clocks of {_name(drain)}; {_subtiles(roof)}",
     ]
+    if roof.is_drain_hidden:
+        clocks = tile.clocks.total(roof.k_tiles)
+        found.append(f"tile, beside another's epilogue: bound by {_name(tile)}, {_number(clocks)} clocks")
+    else:
+        clocks = main.clocks.k_tile * roof.k_tiles + drain.clocks.tile
+        found.append(f"tile, main loop and then epilogue: {_number(clocks)} clocks")
+    return [*found, f"heuristics, sustained rates: {roof.predicted_ns / 1e3:.1f} us, {roof.tflops:.0f} TFLOP/s"]
+
+
+def _subtiles(roof: Roof) -> str:
+    budget, config, issue = budget_of(roof.spec), roof.spec.config, roof.line(Resource.ISSUE)
+    count = config.cta_tile_m * config.tile_n // (budget.slab_m * budget.epi_n)
+    each = f"{issue.modelled.tile / count / 4:.0f}"
+    counted = "" if issue.counted is None else f", counted {issue.counted.tile / count / 4:.1f}"
+    return f"{count} subtiles of {budget.slab_m} x {budget.epi_n}, {each} instructions of each of 4 warps{counted}"
 
 
 def _name(line: Line) -> str:
