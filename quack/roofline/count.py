@@ -12,7 +12,7 @@ import torch
 
 from ..emulator.stats import KernelStats, Stats
 from ..gemm_interface import gemm_tuned
-from ..runtime.spec import GemmSpec
+from ..runtime.spec import GemmSpec, UnsupportedGemm
 from .lines import Amount, Counted, Resource
 from .problem import Problem
 
@@ -30,7 +30,13 @@ class Launch:
 
 def count(problem: Problem, spec: GemmSpec, launches: Sequence[Launch] = ()) -> Counted:
     """Of one CTA. spec: of the problem, with the configuration to run. launches: three, of which the second has more tiles than
-    the first and the third more k tiles than the second; the default is small."""
+    the first and the third more k tiles than the second; the default is small. UnsupportedGemm if whole tiles have another kernel.
+    """
+    whole, _ = problem.tiles(spec.config, 1, FEW_K_TILES).configured(spec.config)
+    if whole != spec:
+        raise UnsupportedGemm(
+            "rows of D are no multiples of 16 bytes, and only whole tiles are counted", "an aligned shape"
+        )
     first, second, third = launches or (
         Launch(1, FEW_K_TILES),
         Launch(TILES, FEW_K_TILES),

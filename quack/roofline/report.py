@@ -73,7 +73,7 @@ def _subtiles(roof: Roof) -> str:
     count = config.cta_tile_m * config.tile_n // (budget.slab_m * budget.epi_n)
     each = f"{issue.modelled.tile / count / 4:.0f}"
     counted = "" if issue.counted is None else f", counted {issue.counted.tile / count / 4:.1f}"
-    return f"{count} subtiles of {budget.slab_m} x {budget.epi_n}, {each} instructions of each of 4 warps{counted}"
+    return f"subtiles of {budget.slab_m} x {budget.epi_n}: {count}, {each} instructions of each of 4 warps{counted}"
 
 
 def _name(line: Line) -> str:

@@ -11,7 +11,7 @@ from quack.arch import ARCHES, Figure
 from quack.gemm_config import Dtype, GemmConfig
 from quack.heuristics.model import smem_ns, tile_ns, tuning_of
 from quack.heuristics.work import drain_work, k_tile_work
-from quack.roofline import Amount, Problem, Resource, Roof, as_dict, report, roof
+from quack.roofline import Amount, Problem, Resource, Roof, as_dict, count, report, roof
 from quack.roofline.cli import main, parse_config
 from quack.runtime.spec import UnsupportedGemm
 from tests.unit.ledger import full_epilogue, gemm, operands
@@ -168,6 +168,12 @@ def test_command_line(capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["--arch", "sm_90a", *wrong.split()])
         assert "expected" in capsys.readouterr().err
+
+
+def test_only_what_whole_tiles_share_is_counted():
+    problem = Problem("sm_90a", 8192, 50257, 768)
+    with pytest.raises(UnsupportedGemm, match="rows of D"):
+        count(problem, problem.configured()[0])
 
 
 def test_illegal_configurations_are_refused():
