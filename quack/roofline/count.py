@@ -1,4 +1,4 @@
-"""What a tile takes of the compiled kernel: one cluster in the emulator, with one tile and with two, with few k tiles and with more.
+"""What a tile takes of the compiled kernel: one cluster in the emulator, with one tile and with two, with few and more k tiles.
 
 Work grows with tiles and with k tiles and with nothing else, so three launches of the same kernel tell what one tile and one
 k tile take, free of what a launch does once.

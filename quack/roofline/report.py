@@ -57,7 +57,8 @@ def _bounds(roof: Roof) -> list[str]:
     main, tile, drain = roof.main_loop_bound, roof.tile_bound, roof.drain_bound
     found = [
         f"main loop: bound by {_name(main)}, {_number(main.clocks.k_tile)} clocks a k tile",
-        f"epilogue: {_number(drain.clocks.tile)} clocks of {_name(drain)}; {_subtiles(roof)}",
+        f"epilogue: {_number(drain.clocks.tile)} clocks of {_name(drain)}",
+        f"  {_subtiles(roof)}",
     ]
     if roof.is_drain_hidden:
         clocks = tile.clocks.total(roof.k_tiles)

@@ -3,7 +3,7 @@
 import pytest
 
 from quack.gemm_config import Dtype
-from quack.roofline import Problem, Resource, count, roof
+from quack.roofline import Problem, Resource, count, report, roof
 from quack.roofline.cli import parse_config
 from quack.roofline.count import Launch
 
@@ -40,6 +40,7 @@ def test_counted_work_is_the_modelled(name: str):
             assert line.counted == line.modelled, line.resource
             compared += line.counted.k_tile > 0 or line.counted.tile > 0
     assert compared >= 6
+    assert max(map(len, report(found).splitlines())) <= 110
 
 
 CONFLICTING = (
