@@ -29,10 +29,10 @@ from cutlass import Boolean, Float32, Int32, Int64
 from .dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
 from .dsl.global_memory import VECTOR, add_vector, arrive, publish, wait_until
 from .epilogue.accumulators import Accumulators
-from .gemm_resources import EPILOGUE_REGISTERS
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
+SUM_REGISTERS = 64  # of such a thread besides those that are loaded
 LOADS_IN_FLIGHT = 32  # vectors that a thread of the second launch has under way: 24 parts took 5.8 us with 8
 
 
@@ -208,9 +208,10 @@ class SumPartials:
         step = sharing * of_warpgroup * stride
         tile.accumulators.clear()
         parts = PartSums(tile, pointer, step, columns)
-        # What is in flight lies beside the accumulators, whose rows may be long (tensor memory).
-        spare = self.resources.mma_registers - VECTOR * columns - EPILOGUE_REGISTERS
-        batch = max(1, min(LOADS_IN_FLIGHT, spare // VECTOR) // columns)
+        loads = LOADS_IN_FLIGHT
+        while cutlass.const_expr(VECTOR * loads > self.resources.mma_registers - SUM_REGISTERS):
+            loads = loads // 2
+        batch = max(1, loads // columns)
         whole = tile.work.split_count // batch * batch
         for first in cutlass.range(0, whole, batch, unroll=1):
             parts.add(first, batch)

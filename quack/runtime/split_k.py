@@ -1,6 +1,5 @@
 """Split-K on the host: rules for its arguments, the specs of its kernels, and the memory where partial sums meet."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
@@ -23,7 +22,8 @@ COMBINE = {
     SplitKMode.STREAM: STREAM_COMBINE,
 }
 SUM_PARTIALS = _COMBINE + "SumPartials"
-PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
+PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of one slab
+PIECE_ELEMENTS = 64 * 64  # at most: 32 registers a thread
 MAX_WORDS = 2**31 - 1  # fp32 of a workspace: its extent is an int32
 
 _memory: dict[tuple[int, int, str], torch.Tensor] = {}
@@ -61,10 +61,20 @@ def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     tiles, slab_m = whole.config, budget_of(whole).slab_m
     slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // slab_m
     is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
-    widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
+    widths = [
+        w
+        for w in PIECE_COLUMNS
+        if tiles.tile_n % w == 0 and w * slab_m <= PIECE_ELEMENTS and not (is_halved and w % 32)
+    ]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
     config = GemmConfig(
-        slab_m, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
+        slab_m,
+        width,
+        tiles.tile_k,
+        cluster_m=1,
+        swap_ab=tiles.swap_ab,
+        use_tma_gather=tiles.use_tma_gather,
+        device_capacity=tiles.device_capacity,
     )
     return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 
@@ -103,10 +113,10 @@ class SplitPlan:
 
     whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
     holds: their waiting relies on it (`split_works`), and more parts would only add less each. numbers: what the launch takes
-    before the memory.
+    before the memory. finishing: the spec of the launch that runs the epilogue.
     """
 
-    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "numbers", "sum_up")
+    __slots__ = ("clusters", "ctas", "device", "finishing", "function", "is_zeroed", "memory", "numbers", "sum_up")
 
     def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
         spec, config = split_spec(whole, mode), whole.config
@@ -116,9 +126,10 @@ class SplitPlan:
         self.is_zeroed = mode is SplitKMode.PARALLEL
         self.function = get_function(spec, device.is_emulated)
         self.clusters = cluster_count(config, device.sms)
-        self.sum_up: Optional[Callable[..., None]] = None
+        self.finishing, self.sum_up = whole, None
         if mode is SplitKMode.SEPARATE:
-            self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)
+            self.finishing = sum_spec(whole, works, device.sms)
+            self.sum_up = get_function(self.finishing, device.is_emulated)
 
     def run(
         self, operands: tuple[Any, ...], arguments: Any, ports: Any, counter: Any, sum_arguments: Any = None
