@@ -162,10 +162,10 @@ def test_the_spec_decides_the_target(arch, monkeypatch):
     monkeypatch.setattr(cute, "compile", lambda kernel, *arguments, options: calls.append((kernel, options)))
     compiling.trace(replace(SMALL, arch=arch))
     ((kernel, options),) = calls
-    assert f"--gpu-arch {arch} " in options and options.count("--gpu-arch") == 1
+    assert f"--gpu-arch {arch}" in options and options.count("--gpu-arch") == 1
     assert isinstance(kernel, GemmSm90)
     compiling.trace(SMALL)
-    assert "--gpu-arch sm_90a " in calls[1][1]
+    assert "--gpu-arch sm_90a" in calls[1][1]
 
 
 def test_targets_of_one_kernel_class_have_keys_of_their_own():
