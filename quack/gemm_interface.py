@@ -124,7 +124,7 @@ def _launch(
 
 def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
     """Run any request, terms included, through the plan cache. Returns the partials that were allocated, by port name."""
-    tensors = (request.A, request.B, request.out, request.C, request.bias, *request.ragged_arguments)
+    tensors = (request.A, request.B, request.out, request.C, request.bias, *request.ragged_arguments, *request.scales)
     terms = (*request.leading, *request.epilogue)
     key = (
         tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),

@@ -92,12 +92,12 @@ def traffic_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """A tile's operands from the L2 to one SM."""
     config = spec.config
     lines = config.cta_tile_m / config.cluster_n + config.tile_n / config.cluster_m
-    return lines * k * spec.operands.a.dtype.bytes / rates.l2_bytes_per_ns
+    return lines * k * spec.operands.a.dtype.bits / 8 / rates.l2_bytes_per_ns
 
 
 def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """Time from one tile to the next on one SM."""
-    config, size, tuning = spec.config, spec.operands.a.dtype.bytes, tuning_of(spec.arch)
+    config, size, tuning = spec.config, spec.operands.a.dtype.bits / 8, tuning_of(spec.arch)
     tile_m = config.cta_tile_m
     assert config.tile_k is not None
     k = math.ceil(k / config.tile_k) * config.tile_k
@@ -128,7 +128,7 @@ def output_bytes(spec: GemmSpec) -> float:
 
 def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     """Least HBM traffic of one problem."""
-    inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bytes
+    inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bits / 8
     return inputs + shape.m * shape.n * output_bytes(spec)
 
 
@@ -145,7 +145,7 @@ def candidates(
     for spec, extents in ((base, shape), (swapped, shape.swapped())):
         if spec is None:
             continue
-        tile_k = 128 // spec.operands.a.dtype.bytes
+        tile_k = spec.operands.a.dtype.elements_in(128)
         for tile_m, tile_n, pingpong in tuning.tiles_of(spec):
             for cluster_m, cluster_n in clusters or tuning.clusters_of(spec, extents.is_ragged_m):
                 config = GemmConfig(

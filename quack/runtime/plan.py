@@ -29,6 +29,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .residency import cluster_count
+from .scales import bytes_of, check_scales, elements_along_k, scale_words
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -74,6 +75,8 @@ class GemmRequest:
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
     plan: str = DEFAULT_COMMIT  # the commit policy
+    A_scale: Optional[torch.Tensor] = None  # both or neither: blocks as `block_scales` has them
+    B_scale: Optional[torch.Tensor] = None
     halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
     def is_concat(self, name: str) -> bool:
@@ -95,9 +98,14 @@ class GemmRequest:
         return self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx, self.batch_idx_permute
 
     @property
+    def scales(self) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        return self.A_scale, self.B_scale
+
+    @property
     def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
-        """The adapter's own tensors."""
-        return tuple(v for v in self.ragged_arguments if v is not None) or None
+        """The scales of A and B, and the adapter's own tensors."""
+        own = tuple(v for v in self.ragged_arguments if v is not None)
+        return (*(scale_words(self) if self.A_scale is not None else ()), *own) or None
 
     @property
     def used_c(self) -> Optional[torch.Tensor]:
@@ -170,6 +178,11 @@ class GemmPlan:
         arguments: Optional[tuple[torch.Tensor, ...]] = None,
     ) -> None:
         """Launch on the current stream of the tensors' device. Same contract as the compiled function."""
+        if self.spec.operands.is_scaled:
+            assert arguments is not None
+            A, B = bytes_of(A), bytes_of(B)
+            if self.swapped:
+                arguments = (arguments[1], arguments[0], *arguments[2:])
         if self.copy_a:
             A = aligned_copy(A, self.spec.operands.b if self.swapped else self.spec.operands.a)
         if self.copy_b:
@@ -213,7 +226,7 @@ def check_aliases(request: GemmRequest) -> None:
             raise ValueError("concat_layout names one of C and out, which are the same tensor: name both or neither")
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
-    others["batch_idx_permute"] = request.batch_idx_permute
+    others |= {"batch_idx_permute": request.batch_idx_permute, "A_scale": request.A_scale, "B_scale": request.B_scale}
     tiles: dict[str, Any] = {}
     for term in (*request.leading, *request.epilogue):
         for port in term.ports:
@@ -287,6 +300,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optional[GemmSpec], tuple[bool, bool]]:
     """(extents, spec, spec with A and B swapped if there is one, which inputs need an aligned copy); configurations open."""
     shape = check_shapes(request)
+    scaling = check_scales(request)
+    if scaling is not None:
+        shape = replace(shape, k=elements_along_k(request))
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
     problems = shape.batch if is_batched(request) else None
@@ -321,7 +337,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
 
     d = replace(like_out("out", request.out), is_halved=request.halves_out)
     c = None if request.used_c is None else like_out("C", request.used_c, is_output=False)
-    operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
+    operands = OperandSpecs(replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
         "",

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
+from ..block_scales import BLOCK_BYTES, scale_blocks
 from ..gemm_config import GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, scratch_bytes
 from ..gemm_resources import MAX_AB_STAGES, RESERVED, GemmResources, epilogue_columns, output_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_100 and sm_103 (227 KB)
 CTA_M = 128  # rows of a CTA's accumulators: lanes of tensor memory
-ACC_STAGES = 2  # tiles whose accumulators tensor memory holds: one is multiplied while the other is drained
+MAX_ACC_STAGES = 2  # tiles whose accumulators tensor memory holds: one is multiplied while the other is drained
+TMEM_COLUMNS = 512
+SCALE_BLOCK_COLUMNS = 4  # of tensor memory, for a block of scales
 MIN_TMEM_COLUMNS = 32
 WARPS = 9  # four produce, four drain, one multiplies
 REGISTERS = 224  # a thread: 65536 of the SM / (32 * 9), in steps of 8
@@ -16,10 +19,11 @@ REGISTERS = 224  # a thread: 65536 of the SM / (32 * 9), in steps of 8
 
 @dataclass(frozen=True)
 class Sm100Resources(GemmResources):
-    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two. Registers hold one subtile at a time, not the
-    accumulators."""
+    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two. acc_stages: tiles whose accumulators are there,
+    two where that leaves room for the scales of a k tile. Registers hold one subtile at a time, not the accumulators."""
 
     tmem_columns: int = MIN_TMEM_COLUMNS
+    acc_stages: int = MAX_ACC_STAGES
     slab_m: int = CTA_M
 
     @property
@@ -44,7 +48,11 @@ def resources(
     if operands.c is not None:
         fixed += c_stages * subtile * operands.c.dtype.bytes
     b_rows = config.tile_n // (2 if config.is_pair else 1)
-    stage = config.tile_k * (CTA_M * operands.a.dtype.bytes + b_rows * operands.b.dtype.bytes)
+    scales = sum(scale_blocks(operands, config))
+    stage = operands.a.dtype.bytes_of(config.tile_k * CTA_M) + operands.b.dtype.bytes_of(config.tile_k * b_rows)
+    stage += scales * BLOCK_BYTES
+    scale_columns = SCALE_BLOCK_COLUMNS * scales
+    acc_stages = min(MAX_ACC_STAGES, (TMEM_COLUMNS - scale_columns) // config.tile_n)
     ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
     return Sm100Resources(
         mma_warpgroups=1,
@@ -57,5 +65,6 @@ def resources(
         accumulator_registers=epi_n,
         mma_registers=REGISTERS,
         producer_registers=REGISTERS,
-        tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (ACC_STAGES * config.tile_n - 1).bit_length()),
+        tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (acc_stages * config.tile_n + scale_columns - 1).bit_length()),
+        acc_stages=acc_stages,
     )
