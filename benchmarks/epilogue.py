@@ -19,15 +19,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
 import quack
-from quack.gemm_activation import (
-    activation_of,
-    apply_ref,
-    backward_request,
-    forward_request,
-    postact_shape,
-    preact_shape,
-)
+from quack.gemm_backward import backward_request
 from quack.gemm_config import GemmConfig
+from quack.gemm_forward import forward_request
+from quack.gemm_operands import activation_of, apply_ref, postact_shape, preact_shape
 from quack.runtime.plan import GemmRequest, prepare
 
 import common

@@ -7,7 +7,8 @@
     python benchmarks/gemm.py --host-overhead --rival
 
 Layouts are BLAS letters, A then B: `t` A is K-major, `n` A is M-major; `n` B is K-major, `t` B is N-major.
-So A @ W.T is `tn` and A @ B of two contiguous matrices is `tt`. fp8 is measured in `tn` only.
+So A @ W.T is `tn` and A @ B of two contiguous matrices is `tt`. fp8 is measured in `tn` only; tf32 (fp32 operands, cuBLAS with
+allow_tf32) not in `nt`, where no operand is K-major.
 """
 
 import argparse
@@ -32,6 +33,7 @@ SHAPES = (
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "tf32": torch.float32,
     "fp8_fast": torch.float8_e4m3fn,
     "fp8": torch.float8_e4m3fn,
 }
@@ -70,7 +72,8 @@ class Case:
     def tensors(self, device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         def matrix(rows: int, columns: int, transposed: bool) -> torch.Tensor:
             shape = (columns, rows) if transposed else (rows, columns)
-            data = torch.randn(shape, device=device, dtype=torch.bfloat16).to(DTYPES[self.dtype])
+            drawn = torch.float32 if self.dtype == "tf32" else torch.bfloat16
+            data = torch.randn(shape, device=device, dtype=drawn).to(DTYPES[self.dtype])
             return data.T if transposed else data
 
         out_dtype = torch.bfloat16 if self.is_fp8 else DTYPES[self.dtype]
@@ -95,7 +98,9 @@ class Cublas:
             fast, one = self.case.dtype == "fp8_fast", self.one
             torch._scaled_mm(a, b, one, one, out_dtype=out.dtype, use_fast_accum=fast, out=out)
         else:
+            torch.backends.cuda.matmul.allow_tf32 = self.case.dtype == "tf32"
             torch.mm(a, b, out=out)
+            torch.backends.cuda.matmul.allow_tf32 = False  # for the float32 reference
 
 
 def ours(case: Case):
@@ -235,6 +240,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
             raise SystemExit(f"cannot read {dtype} {shape} {layout}: want {list(DTYPES)}, MxNxK, {LAYOUTS}")
         case = Case(*map(int, sizes), dtype, layout)
         skip = case.is_fp8 and (layout != "tn" or args.as_rival)  # the rival has no accumulation switch to match
+        skip |= dtype == "tf32" and layout == "nt"
         if not skip:
             found.append(case)
     return found

@@ -54,7 +54,8 @@ class Execution:
     package:       its modules `gemm` (the kernel) and `resources` (its budget and register rules, see `gemm_resources`).
     mma, mnemonic: the instruction, as messages call it and as it begins in PTX.
     inputs:        dtypes of A and B that the kernel multiplies; FP32 is multiplied as tf32.
-    k_major_only:  those of them that the instruction reads K-major only. Others may be M-major (A) or N-major (B).
+    k_major_only:  those of them that the kernel reads K-major only. Others may be M-major (A) or N-major (B).
+    k_major_b:     those of which it reads B K-major only; A and B may change places (`GemmConfig.swap_ab`).
     mixed:         groups of dtypes that A and B may have different ones of.
     tile_m:        legal heights of a tile; for those that two CTAs share see `GemmConfig.is_pair`.
     tile_k_bytes:  legal bytes of K of a tile.
@@ -85,6 +86,7 @@ class Execution:
     has_tma_gather: bool
     features: frozenset[Feature]
     mixed: tuple[frozenset[Dtype], ...] = (frozenset((Dtype.E4M3, Dtype.E5M2)),)
+    k_major_b: frozenset[Dtype] = frozenset()
     tile_n_step: int = 16
     pair_tile_n_step: int = 32
     tile_k_bytes: tuple[int, ...] = (128, 256)
@@ -179,8 +181,9 @@ WGMMA = Execution(
     kernel="quack.sm90.gemm:GemmSm90",
     mma="wgmma",
     mnemonic="wgmma.mma_async",
-    inputs=INPUTS_16 | INPUTS_8,  # and FP32 once the kernel multiplies tf32
-    k_major_only=INPUTS_8 | {Dtype.FP32},  # PTX ISA, wgmma matrix descriptors: only 16-bit operands are transposed
+    inputs=INPUTS_16 | INPUTS_8 | {Dtype.FP32},
+    k_major_only=INPUTS_8,  # PTX ISA, wgmma matrix descriptors: only 16-bit operands are transposed
+    k_major_b=frozenset((Dtype.FP32,)),  # the same, but an M-major A is put into registers
     tile_m=(64, 128, 192, 256),
     cluster_sizes=(1, 2, 4),
     max_cluster=4,

@@ -24,7 +24,7 @@ from .gemm_interface import (
     launch_with_user_epilogue,
 )
 from .runtime.plan import GemmRequest
-from .runtime.spec import UnsupportedGemm
+from .split_k import SplitKMode
 
 _FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -43,6 +43,8 @@ def gemm_blockscaled(
     *,
     dynamic_scheduler: bool = False,
     config: Optional[GemmConfig] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
     epilogue: Optional[Any] = None,
     commit: Optional[type] = None,
 ) -> Any:
@@ -52,14 +54,14 @@ def gemm_blockscaled(
     have two elements a byte along K, so torch shows them with K / 2. dtypes: see the module.
     A_scale, B_scale: contiguous, what `blocked_scales` returns for one scale per row of A (column of B) and block of K; any
     shape with as many elements. Their padding must not be NaN. K is a multiple of the elements of a scale, 16 or 32.
-    C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, epilogue, commit: as in `gemm_add`, `gemm`.
-    config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an instruction. torch.compile breaks
+    C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
+    in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an instruction. torch.compile breaks
     the graph here.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.disable(gemm_blockscaled, reason="quack.gemm_blockscaled runs outside of graphs")(
             A, B, A_scale, B_scale, out, out_dtype, alpha, C, beta, bias, dynamic_scheduler=dynamic_scheduler, config=config,
-            epilogue=epilogue, commit=commit,
+            split_k=split_k, split_k_mode=split_k_mode, epilogue=epilogue, commit=commit,
         )  # fmt: skip
     for name, scale in (("A_scale", A_scale), ("B_scale", B_scale)):
         if not isinstance(scale, torch.Tensor):
@@ -69,7 +71,8 @@ def gemm_blockscaled(
     else:
         _check_out_dtype(out, out_dtype)
     request = GemmRequest(
-        A, B, out, C, bias, alpha, beta, config=config, dynamic=dynamic_scheduler, split_k=1, A_scale=A_scale, B_scale=B_scale
+        A, B, out, C, bias, alpha, beta, config=config, dynamic=dynamic_scheduler, split_k=split_k, split_k_mode=split_k_mode,
+        A_scale=A_scale, B_scale=B_scale,
     )  # fmt: skip
     if epilogue is not None or commit is not None:
         return launch_with_user_epilogue(request, epilogue, commit)

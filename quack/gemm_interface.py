@@ -2,16 +2,17 @@
 
 Shapes: A (M, K) or (L, M, K), B (K, N) or (L, K, N), C and out (M, N) or (L, M, N), bias (N,) or (L, N). Any operand may
 have either of its last two dimensions contiguous. alpha and beta are floats or one-element device tensors. Inputs are
-bf16, fp16 or fp8 (e4m3, e5m2, also mixed; K-major); accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C)
-fp8. Strides or addresses that are not multiples of 16 bytes work: such an A or B is copied once, out and C are accessed
-element by element. These functions are not differentiable by themselves.
+bf16, fp16, fp8 (e4m3, e5m2, also mixed; K-major) or fp32, which is multiplied in tf32: the tensor cores ignore the low
+13 bits, and on sm_90a one operand must be K-major (B, where A and B cannot be swapped: cu_seqlens_m, gated activations).
+Accumulation is fp32; out, C and bias are bf16, fp16, fp32 or (out, C) fp8. Strides or addresses that are not multiples of
+16 bytes work: such an A or B is copied once, out and C are accessed element by element. These functions are not
+differentiable by themselves.
 
 Errors: ValueError or TypeError naming the argument and both values, `UnsupportedGemm` for combinations without a kernel;
 all before anything is launched or written. M, N or L = 0 returns the empty output, K = 0 gives beta * C + bias.
 """
 
 import importlib
-from dataclasses import replace
 from typing import Any, Optional, Union
 
 import torch
@@ -23,36 +24,57 @@ from .gemm_config import GemmConfig
 from .gemm_port import PortKind
 from .heuristics import split_k as split_heuristics
 from .rounding import RoundingMode
+from .runtime.call import Form, Operands, launch
 from .runtime.concat import concat_names, interleaved, store_halves
-from .runtime.device import device_of, kernel_key
-from .runtime.epilogue import Port, Term, port_values
-from .runtime.plan import (
-    EmptyPlan,
-    GemmPlan,
-    GemmRequest,
-    check_aliases,
-    check_indices,
-    describe_request,
-    prepare,
-)
-from .runtime.problem_order import check_permutation_values
+from .runtime.device import device_of
+from .runtime.epilogue import Port, Term
+from .runtime.plan import EmptyPlan, GemmRequest, describe_request, prepare
 from .runtime.spec import UnsupportedGemm
 from .runtime.split_k import check_split
-from .runtime.user_epilogue import user_call
+from .runtime.user_epilogue import UserOptions, user_call
 from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
 COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
 _STREAM = SplitKMode.STREAM  # an attribute of an enum takes time
-MAX_PLANS = 8192  # plans are small, but shapes may be endless: start over beyond this
 
-_plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
+
+def add_output(operands: Operands, out_dtype: Optional[torch.dtype], *options: Any) -> None:
+    """`out`, allocated or checked; the first option of a call is what the user said of its dtype."""
+    out = operands["out"]
+    if out is None:
+        operands["out"] = _output(
+            operands["A"], operands["B"], out_dtype, operands.get("cu_seqlens_k"), operands.get("A_idx")
+        )
+    elif out_dtype is not None:
+        _check_out_dtype(out, out_dtype)
+
+
+def _linear(
+    operands: Operands,
+    out_dtype: Optional[torch.dtype],
+    fast_accum: bool,
+    config: Optional[GemmConfig],
+    dynamic: bool,
+    concat_layout: Optional[tuple[str, ...]],
+    split_k: Optional[int],
+    split_k_mode: Optional[SplitKMode],
+) -> GemmRequest:
+    fields, seed = dict(operands), operands.get("sr_seed")
+    fields.pop("sr_seed", None)
+    return GemmRequest(
+        **fields, fast_accum=fast_accum, config=config, dynamic=dynamic, concat_layout=concat_layout, split_k=split_k,
+        split_k_mode=split_k_mode or SplitKMode.SERIAL, epilogue=() if seed is None else (rounding_term(seed),),
+    )  # fmt: skip
+
+
+LINEAR = Form(_linear, add_output)
 
 
 def _launch(
     A: torch.Tensor,
     B: torch.Tensor,
-    out: torch.Tensor,
+    out: Optional[torch.Tensor],
     C: Optional[torch.Tensor] = None,
     bias: Optional[torch.Tensor] = None,
     alpha: Scalar = 1.0,
@@ -67,98 +89,42 @@ def _launch(
     batch_idx_permute: Optional[torch.Tensor] = None,
     split_k: Optional[int] = None,
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
-    epilogue: tuple[Term, ...] = (),
-) -> None:
-    """out = alpha * A @ B + beta * C + bias through the plan cache. The path of every call: keep it short."""
-    special = (cu_seqlens_m, cu_seqlens_k, A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode)
-    if split_k is not None and split_k != 1:
-        check_split(split_k, split_k_mode)
-    if epilogue:
-        base = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
-        launch_with_epilogue(replace(base, epilogue=epilogue))
-        return
-    try:
-        a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
-        key: tuple = (
-            A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
-            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, fast_accum, config, dynamic,
-            split_k, split_k_mode if split_k is not None or split_k_mode is _STREAM else None,
+    sr_seed: Optional[int] = None,
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """out = alpha * A @ B + beta * C + bias, rounded stochastically if there is a seed. The path of every call: keep it short."""
+    operands: Operands = {"A": A, "B": B, "out": out}
+    if not (
+        C is None and bias is None and type(alpha) is float and alpha == 1.0 and cu_seqlens_m is None
+        and cu_seqlens_k is None and A_idx is None and batch_idx_permute is None and sr_seed is None
+    ):  # fmt: skip
+        operands.update(
+            C=C, bias=bias, alpha=alpha, beta=beta, cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx,
+            batch_idx_permute=batch_idx_permute, sr_seed=sr_seed,
         )  # fmt: skip
-    except (AttributeError, RuntimeError):
-        prepare(
-            GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
-        )  # says what is wrong
-        raise
-    if (asked := kernel_key(A)) is not None:
-        key = (*key, asked)
-    plain = (
-        C is None and bias is None and type(alpha) is float and alpha == 1.0
-        and cu_seqlens_m is None and cu_seqlens_k is None and concat_layout is None and batch_idx_permute is None
-        and A_idx is None
-    )  # fmt: skip
-    if not plain:
-        key = (
-            *key, _signature(C), _signature(bias), _scalar_kind(alpha), _scalar_kind(beta),
-            _signature(cu_seqlens_m), _signature(cu_seqlens_k), _signature(A_idx), concat_layout,
-            _signature(batch_idx_permute),
-        )  # fmt: skip
-    try:
-        plan = _plans.get(key)
-    except TypeError:  # an unhashable argument: `prepare` says which
-        plan = None
-    if plan is None:
-        plan = prepare(GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special))
-        if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    d_end = d_ptr + plan.d_bytes
-    if (d_ptr < a_ptr + plan.a_bytes and a_ptr < d_end) or (d_ptr < b_ptr + plan.b_bytes and b_ptr < d_end):
-        raise ValueError("out overlaps A or B in memory: pass an out of its own")
-    if plain:
-        plan.run(A, B, None, out, None)
-        return
-    request = GemmRequest(A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic, *special)
-    check_values(request)
-    plan.run(A, B, request.used_c, out, request.port_values(), request.problem_arguments)
-
-
-def launch_with_epilogue(request: GemmRequest) -> dict[str, torch.Tensor]:
-    """Run any request, terms included, through the plan cache. Returns the partials that were allocated, by port name."""
-    tensors = (request.A, request.B, request.out, request.C, request.bias, *request.ragged_arguments, *request.scales)
-    terms = (*request.leading, *request.epilogue)
-    key = (
-        tuple(_signature(tensor) for tensor in tensors), _scalar_kind(request.alpha), _scalar_kind(request.beta),
-        request.fast_accum, request.config, request.dynamic, request.concat_layout, request.halves_out,
-        request.plan, len(request.leading), tuple(term.signature() for term in terms), request.split_k, request.split_k_mode,
-        kernel_key(request.A),
-    )  # fmt: skip
-    plan = _plans.get(key)
-    if plan is None:
-        plan = prepare(request)
-        if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    check_values(request)
-    ports, partials = port_values(request.terms, plan.spec, plan.shape, plan.is_batched, request.A.device)
-    plan.run(request.A, request.B, request.used_c, request.out, ports, request.problem_arguments)
-    return partials
+    split_mode = split_k_mode if split_k is not None or split_k_mode is _STREAM else None
+    launch(LINEAR, operands, (out_dtype, fast_accum, config, dynamic, concat_layout, split_k, split_mode))
+    return operands["out"]
 
 
 _ROUNDING = "quack.epilogue.rounding:RoundStochastically"
 
 
-def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor) -> tuple[Term, ...]:
-    """The mixin that rounds to `out` as `rounding_mode` says; none for rounding to nearest, which is what stores do.
+def rounding_term(seed: int) -> Term:
+    """The mixin that rounds to a bf16 out stochastically."""
+    return Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed")
+
+
+def rounding_seed(rounding_mode: Optional[int], seed: object, out: object) -> Optional[int]:
+    """The seed, if `rounding_mode` rounds stochastically; None for rounding to nearest, which is what stores do.
 
     ValueError: no such mode or seed; UnsupportedGemm: out is not bf16.
     """
     if rounding_mode is None or rounding_mode == RoundingMode.RN:
-        return ()
-    try:
-        RoundingMode(rounding_mode)
-    except ValueError:
+        return None
+    if rounding_mode != RoundingMode.RS:
         legal = ", ".join(f"RoundingMode.{mode.name} ({mode.value})" for mode in RoundingMode)
-        raise ValueError(f"rounding_mode is {rounding_mode!r}, expected one of {legal}") from None
+        raise ValueError(f"rounding_mode is {rounding_mode!r}, expected one of {legal}")
     if isinstance(out, torch.Tensor) and out.dtype is not torch.bfloat16:
         raise UnsupportedGemm(
             f"rounding_mode=RoundingMode.RS rounds to bf16, and out has dtype {out.dtype}",
@@ -166,40 +132,22 @@ def rounding_terms(rounding_mode: Optional[int], seed: object, out: torch.Tensor
         )
     if not isinstance(seed, int) or not 0 <= seed < 2**31:  # here, because a cached plan does not look at values
         raise ValueError(f"sr_seed is {seed!r}, expected an int in [0, 2^31)")
-    return (Term(_ROUNDING, (Port("sr_seed", PortKind.INTEGER, seed),), swapped=f"{_ROUNDING}Transposed"),)
+    return seed
 
 
 def launch_with_user_epilogue(
-    request: GemmRequest, epilogue: Any, commit: Optional[type], rounding: tuple[Term, ...] = ()
+    operands: Operands, options: UserOptions, epilogue: Any, commit: Optional[type], seed: Optional[int] = None
 ) -> Any:
-    """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it."""
+    """A call with what the user defined: D, or (D, extra outputs). torch.compile leaves the graph for it.
+
+    operands: out and the other tensors by their names in `GemmRequest`, alpha and beta. seed: of stochastic rounding.
+    """
     if torch.compiler.is_compiling():
-        return torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)(request, epilogue, commit, rounding)
-    call = user_call(request, epilogue, commit)
-    rounded = replace(call.request, epilogue=(*call.request.epilogue, *rounding))
-    return call.results(launch_with_epilogue(rounded))
-
-
-def check_values(request: GemmRequest) -> None:
-    """What shapes and strides do not say: addresses and, in debug mode, indices."""
-    check_aliases(request)
-    check_indices(request)
-    if request.batch_idx_permute is not None:
-        check_permutation_values(request.batch_idx_permute)
-
-
-def _signature(tensor: object) -> object:
-    """Everything about an optional operand that a plan depends on."""
-    if not isinstance(tensor, torch.Tensor):
-        return type(tensor)
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 15)
-
-
-def _scalar_kind(value: object) -> object:
-    """0.0 and 1.0 compile to less; other numbers share one kernel, tensors another per dtype."""
-    if isinstance(value, torch.Tensor):
-        return (value.shape, value.dtype, value.get_device())
-    return type(value), value if value in (0.0, 1.0) else None
+        disabled = torch.compiler.disable(launch_with_user_epilogue, reason=COMPILING)
+        return disabled(operands, options, epilogue, commit, seed)
+    terms = (rounding_term(seed),) if seed is not None else ()
+    call = user_call(operands, epilogue, commit, terms, add_output)
+    return call.results(launch(call.form, call.operands, options))
 
 
 def _output(
@@ -283,7 +231,7 @@ def _gemm_op(
         batch_idx_permute,
         split_k,
         SplitKMode(split_k_mode),
-        rounding_terms(rounding_mode, sr_seed, out),
+        rounding_seed(rounding_mode, sr_seed, out),
     )
 
 
@@ -376,17 +324,20 @@ def gemm(
     check_split(split_k, split_k_mode)
     if concat_layout is not None:
         concat_layout = concat_names(concat_layout)
-    if out is None:
+    is_compiling = torch.compiler.is_compiling()
+    if out is None and (is_compiling or rounding_mode):
         out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
-    elif out_dtype is not None:
+    elif is_compiling and out is not None:
         _check_out_dtype(out, out_dtype)
     if epilogue is not None or commit is not None:
-        request = GemmRequest(
-            A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
-            concat_layout, batch_idx_permute,
-        )  # fmt: skip
-        return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
-    if torch.compiler.is_compiling():
+        operands = {
+            "A": A, "B": B, "out": out, "bias": bias, "alpha": alpha, "cu_seqlens_m": cu_seqlens_m,
+            "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx, "batch_idx_permute": batch_idx_permute,
+        }  # fmt: skip
+        options = (out_dtype, fast_accum, None, dynamic_scheduler, concat_layout)
+        seed = rounding_seed(rounding_mode, sr_seed, out)
+        return launch_with_user_epilogue(operands, options, epilogue, commit, seed)
+    if is_compiling:
         value, tensor = _split_scalar(alpha)
         _gemm_op(
             A, B, out, None, bias, value, 1.0, tensor, None, fast_accum, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
@@ -394,12 +345,11 @@ def gemm(
             sr_seed,
         )  # fmt: skip
         return out
-    rounding = rounding_terms(rounding_mode, sr_seed, out) if rounding_mode else ()
-    _launch(
+    return _launch(
         A, B, out, None, bias, alpha, 1.0, fast_accum, None, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-        A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode, rounding,
+        A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode,
+        rounding_seed(rounding_mode, sr_seed, out) if rounding_mode else None, out_dtype,
     )  # fmt: skip
-    return out
 
 
 def gemm_add(
@@ -436,16 +386,18 @@ def gemm_add(
         raise TypeError("C is a NoneType, expected a torch.Tensor; gemm(A, B) has no C")
     check_split(split_k, split_k_mode)
     ragged = (cu_seqlens_m, cu_seqlens_k, A_idx)
-    if out is None:
-        out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
-    else:
-        _check_out_dtype(out, out_dtype)
     if epilogue is not None or commit is not None:
-        request = GemmRequest(
-            A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout
-        )  # fmt: skip
-        return launch_with_user_epilogue(request, epilogue, commit)
+        operands = {
+            "A": A, "B": B, "out": out, "C": C, "alpha": alpha, "beta": beta, "cu_seqlens_m": cu_seqlens_m,
+            "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
+        }  # fmt: skip
+        options = (out_dtype, False, None, dynamic_scheduler, concat_layout)
+        return launch_with_user_epilogue(operands, options, epilogue, commit)
     if torch.compiler.is_compiling():
+        if out is None:
+            out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
+        else:
+            _check_out_dtype(out, out_dtype)
         alpha_value, alpha_tensor = _split_scalar(alpha)
         beta_value, beta_tensor = _split_scalar(beta)
         if out is C:
@@ -459,11 +411,10 @@ def gemm_add(
                 *ragged, ",".join(concat_layout or ()), None, split_k, split_k_mode.value,
             )  # fmt: skip
         return out
-    _launch(
+    return _launch(
         A, B, out, C, None, alpha, beta, False, None, dynamic_scheduler, *ragged, concat_layout, None, split_k,
-        split_k_mode,
+        split_k_mode, None, out_dtype,
     )  # fmt: skip
-    return out
 
 
 def gemm_add_inplace(
@@ -591,14 +542,21 @@ class _Tuned:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
         if epilogue is not None or commit is not None:
-            request = GemmRequest(
-                A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k, A_idx,
-                concat_layout, batch_idx_permute,
-            )  # fmt: skip
-            return launch_with_user_epilogue(request, epilogue, commit, rounding_terms(rounding_mode, sr_seed, out))
+            operands = {
+                "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta,
+                "cu_seqlens_m": cu_seqlens_m, "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
+                "batch_idx_permute": batch_idx_permute,
+            }  # fmt: skip
+            options = (None, fast_accum, config, dynamic_scheduler, concat_layout)
+            seed = rounding_seed(rounding_mode, sr_seed, out)
+            return launch_with_user_epilogue(operands, options, epilogue, commit, seed)
+        check_split(split_k, split_k_mode)
+        if out is None:
+            raise TypeError("out is a NoneType, expected a torch.Tensor; gemm(A, B) allocates one")
         _launch(
             A, B, out, C, bias, alpha, beta, fast_accum, config, dynamic_scheduler, cu_seqlens_m, cu_seqlens_k,
-            A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode, rounding_terms(rounding_mode, sr_seed, out),
+            A_idx, concat_layout, batch_idx_permute, split_k, split_k_mode,
+            rounding_seed(rounding_mode, sr_seed, out),
         )  # fmt: skip
 
     __call__ = fn

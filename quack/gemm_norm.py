@@ -9,41 +9,36 @@ factor per row commutes with the second product:
 Shapes, dtypes, strides and errors as in `gemm_interface`. Not differentiable by themselves.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
-from .gemm_activation import (
+from .gemm_config import GemmConfig
+from .gemm_forward import Forward, launch_forward
+from .gemm_interface import add_output
+from .gemm_operands import (
     ActivationName,
-    AnyActivation,
     Outputs,
-    _default_dtype,
-    _launch_forward,
-    _operand_names,
-    _output_of,
     activation_of,
     apply_ref,
-    postact_shape,
+    default_dtype,
+    logical,
+    operand_names,
     product_ref,
-    product_shape,
+    require_tensor,
+    rows_ref,
+    store_ref,
 )
-from .gemm_config import GemmConfig
-from .gemm_interface import _check_out_dtype, _output, _split_names, launch_with_epilogue, writes_only
 from .gemm_port import PortKind
 from .gemm_reduction import row_reduction
 from .reduction import Reduction
-from .rms_final_reduce import rms_final_reduce
-from .runtime.concat import interleaved
+from .runtime.call import Form, Operands, launch
 from .runtime.epilogue import Port, Term
 from .runtime.plan import GemmRequest
+from .runtime.row_sum import sum_rows
 from .runtime.spec import UnsupportedGemm
 
 _SCALE = "quack.epilogue.scale:"
-
-
-def scale_rows(name: str, scale: torch.Tensor) -> Term:
-    """acc[m, n] * scale[m]; scale (M,), (L, M) or (total_m,)."""
-    return Term(_SCALE + "ScaleRows", (Port(name, PortKind.COL_VECTOR, scale),), swapped=_SCALE + "ScaleColumns")
 
 
 def scale_columns(name: str, scale: torch.Tensor) -> Term:
@@ -75,17 +70,17 @@ def gemm_rms(
     are scaled and rounded to D's dtype, in an order that is the same in every run. C has the shape of D and may be it.
     cu_seqlens_m, A_idx: as in `gemm`. N = 0 gives rstd = rsqrt(eps).
     """
-    if out is None:
-        out = _output(A, B, out_dtype, None, A_idx)
-    else:
-        _check_out_dtype(out, out_dtype)
+    operands: Operands = {
+        "A": A, "B": B, "out": out, "C": C, "norm_weight": norm_weight, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx,
+    }  # fmt: skip
     if torch.compiler.is_compiling():
-        if out is C:
+        if out is not None and out is C:
             raise UnsupportedGemm("gemm_rms in place (out is C) has no form for torch.compile", "an out of its own")
         if config is not None:
             raise UnsupportedGemm("config cannot be pinned under torch.compile", "config=None")
-        return out, _rms_op(A, B, out, C, norm_weight, eps, dynamic_scheduler, cu_seqlens_m, A_idx)
-    return out, _launch_rms(A, B, out, C, norm_weight, eps, dynamic_scheduler, cu_seqlens_m, A_idx, config)
+        add_output(operands, out_dtype)
+        return operands["out"], _rms_op(**operands, eps=eps, dynamic=dynamic_scheduler)
+    return _launch_rms(operands, eps, out_dtype, dynamic_scheduler, config)
 
 
 def gemm_rms_out(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor, **options) -> None:
@@ -98,26 +93,22 @@ def gemm_rms_out(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor, rstd: torc
     rstd.copy_(gemm_rms(A, B, out=out, **options)[1])
 
 
-def _launch_rms(
-    A: torch.Tensor,
-    B: torch.Tensor,
-    out: torch.Tensor,
-    C: Optional[torch.Tensor],
-    norm_weight: Optional[torch.Tensor],
-    eps: float,
-    dynamic: bool,
-    cu_seqlens_m: Optional[torch.Tensor],
-    A_idx: Optional[torch.Tensor],
-    config: Optional[GemmConfig] = None,
-) -> torch.Tensor:
-    terms = [row_reduction("squares", Reduction.SUM_OF_SQUARES)]
-    if norm_weight is not None:
-        terms.append(scale_columns("norm_weight", norm_weight))
-    request = GemmRequest(
-        A, B, out, C, config=config, dynamic=dynamic, cu_seqlens_m=cu_seqlens_m, A_idx=A_idx, epilogue=tuple(terms)
-    )
-    squares = launch_with_epilogue(request)["squares"]
-    return rms_final_reduce(squares, 1.0 / max(1, B.shape[-1]), eps)
+def _rms_request(
+    operands: Operands, out_dtype: Optional[torch.dtype], dynamic: bool, config: Optional[GemmConfig]
+) -> GemmRequest:
+    fields = dict(operands)
+    weight = fields.pop("norm_weight")
+    squares = row_reduction("squares", Reduction.SUM_OF_SQUARES)
+    terms = (squares,) if weight is None else (squares, scale_columns("norm_weight", weight))
+    return GemmRequest(**fields, config=config, dynamic=dynamic, epilogue=terms)
+
+
+_RMS_FORM = Form(_rms_request, add_output)
+
+
+def _launch_rms(operands: Operands, eps: float, *options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    squares = launch(_RMS_FORM, operands, options)["squares"]
+    return operands["out"], sum_rows(squares, (1.0 / max(1, operands["B"].shape[-1]), eps))
 
 
 @torch.library.custom_op("quack::gemm_rms_out", mutates_args={"out"})
@@ -132,7 +123,16 @@ def _rms_op(
     cu_seqlens_m: Optional[torch.Tensor],
     A_idx: Optional[torch.Tensor],
 ) -> torch.Tensor:
-    return _launch_rms(A, B, out, C, norm_weight, eps, dynamic, cu_seqlens_m, A_idx)
+    operands = {
+        "A": A,
+        "B": B,
+        "out": out,
+        "C": C,
+        "norm_weight": norm_weight,
+        "cu_seqlens_m": cu_seqlens_m,
+        "A_idx": A_idx,
+    }
+    return _launch_rms(operands, eps, None, dynamic, None)[1]
 
 
 @_rms_op.register_fake
@@ -158,12 +158,8 @@ def gemm_rms_ref(
         product = product + C.to(product.dtype)
     rstd = (product.square().sum(-1) / max(1, product.shape[-1]) + eps).rsqrt()
     if norm_weight is not None:
-        weight = norm_weight.to(product.dtype)
-        if cu_seqlens_m is not None and weight.dim() == 2:
-            product = product * weight.repeat_interleave(cu_seqlens_m.diff().long(), dim=0)
-        else:
-            product = product * weight.unsqueeze(-2)
-    return _store_ref(product, out, out_dtype or _default_dtype(A)), rstd
+        product = product * rows_ref(norm_weight.to(product.dtype), cu_seqlens_m)
+    return store_ref(product, out, out_dtype or default_dtype(A)), rstd
 
 
 # ---- the GEMM behind the norm -----------------------------------------------------------------------------------------
@@ -192,29 +188,11 @@ def gemm_norm_act(
     columns 2j (gate) and 2j + 1 (up), so postact has N / 2 columns. preact is None unless `store_preact` or `preact_out` asks
     for it; out_dtype is its dtype. concat_layout: names out of "A", "B", "C", as in `gemm`.
     """
-    function, names = activation_of(activation), _operand_names(concat_layout)
-    shape = product_shape(A, B, A_idx)
-    postact = _output_of("postact_out", postact_out, "postact_dtype", postact_dtype, postact_shape(function, shape), A)
-    preact = None
-    if store_preact or preact_out is not None:
-        preact = _output_of("preact_out", preact_out, "out_dtype", out_dtype, shape, A)
-    if torch.compiler.is_compiling():
-        _norm_act_op(
-            A,
-            B,
-            preact,
-            postact,
-            C,
-            rstd,
-            function.value,
-            dynamic_scheduler,
-            cu_seqlens_m,
-            A_idx,
-            ",".join(names or ()),
-        )
-    else:
-        _launch_norm_act(A, B, preact, postact, C, rstd, function, dynamic_scheduler, cu_seqlens_m, A_idx, names)
-    return preact, postact
+    function, names = activation_of(activation), operand_names(concat_layout)
+    operands = {"A": A, "B": B, "C": C, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+    stores = store_preact or preact_out is not None
+    call = Forward(function, stores, out_dtype, postact_dtype, dynamic_scheduler, names)
+    return launch_forward(operands, preact_out, postact_out, call)
 
 
 def gemm_norm_act_out(
@@ -222,47 +200,6 @@ def gemm_norm_act_out(
 ) -> None:
     """`gemm_norm_act` into given outputs; preact_out may be None."""
     gemm_norm_act(A, B, preact_out=preact_out, postact_out=postact_out, **options)
-
-
-def _launch_norm_act(
-    A: torch.Tensor,
-    B: torch.Tensor,
-    preact: Optional[torch.Tensor],
-    postact: torch.Tensor,
-    C: Optional[torch.Tensor],
-    rstd: Optional[torch.Tensor],
-    activation: AnyActivation,
-    dynamic: bool,
-    cu_seqlens_m: Optional[torch.Tensor] = None,
-    A_idx: Optional[torch.Tensor] = None,
-    concat_layout: Optional[tuple[str, ...]] = None,
-    config: Optional[GemmConfig] = None,
-) -> None:
-    leading = () if rstd is None else (scale_rows("rstd", rstd),)
-    _launch_forward(
-        A, B, preact, postact, C, None, activation, cu_seqlens_m, A_idx, dynamic, concat_layout, config, leading
-    )
-
-
-@torch.library.custom_op("quack::gemm_norm_act_out", mutates_args={"preact", "postact"})
-def _norm_act_op(
-    A: torch.Tensor,
-    B: torch.Tensor,
-    preact: Optional[torch.Tensor],
-    postact: torch.Tensor,
-    C: Optional[torch.Tensor],
-    rstd: Optional[torch.Tensor],
-    activation: Optional[str],
-    dynamic: bool,
-    cu_seqlens_m: Optional[torch.Tensor],
-    A_idx: Optional[torch.Tensor],
-    concat_layout: str,
-) -> None:
-    function, names = activation_of(activation), _split_names(concat_layout)
-    _launch_norm_act(A, B, preact, postact, C, rstd, function, dynamic, cu_seqlens_m, A_idx, names)
-
-
-_norm_act_op.register_fake(writes_only)
 
 
 def gemm_norm_act_ref(
@@ -281,21 +218,17 @@ def gemm_norm_act_ref(
     concat_layout: Optional[tuple[str, ...]] = None,
 ) -> Outputs:
     """`gemm_norm_act` in plain torch: in fp32, or in float64 if A is."""
-    function, names = activation_of(activation), _operand_names(concat_layout) or ()
-    A, B = (interleaved(name, t) if name in names else t for name, t in (("A", A), ("B", B)))
+    function = activation_of(activation)
+    A, B, C = logical(operand_names(concat_layout), A=A, B=B, C=C)
     values = product_ref(A, B, cu_seqlens_m, A_idx)
     if rstd is not None:
         values = values * rstd.to(values.dtype).unsqueeze(-1)
     if C is not None:
-        values = values + (interleaved("C", C) if "C" in names else C).to(values.dtype)
+        values = values + C.to(values.dtype)
     preact = None
     if store_preact or preact_out is not None:
-        preact = _store_ref(values, preact_out, out_dtype or _default_dtype(A))
-    return preact, _store_ref(apply_ref(function, values), postact_out, postact_dtype or _default_dtype(A))
-
-
-def _store_ref(result: torch.Tensor, out: Optional[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    return result.to(dtype) if out is None else out.copy_(result)
+        preact = store_ref(values, preact_out, out_dtype or default_dtype(A))
+    return preact, store_ref(apply_ref(function, values), postact_out, postact_dtype or default_dtype(A))
 
 
 class _NormActTuned:
@@ -318,10 +251,11 @@ class _NormActTuned:
         concat_layout: Optional[tuple[str, ...]] = None,
     ) -> None:
         """`gemm_norm_act` into given outputs; preact_out None: not stored."""
-        function, names = activation_of(activation), _operand_names(concat_layout)
-        _launch_norm_act(
-            A, B, preact_out, postact_out, C, rstd, function, dynamic_scheduler, cu_seqlens_m, A_idx, names, config
-        )
+        function, names = activation_of(activation), operand_names(concat_layout)
+        operands = {"A": A, "B": B, "C": C, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+        require_tensor("postact_out", postact_out)
+        call = Forward(function, preact_out is not None, None, None, dynamic_scheduler, names, config)
+        launch_forward(operands, preact_out, postact_out, call)
 
     __call__ = fn
 

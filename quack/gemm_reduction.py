@@ -5,11 +5,13 @@ from typing import Optional, Union
 import torch
 
 from .gemm_config import GemmConfig
-from .gemm_interface import Scalar, _check_out_dtype, _output, launch_with_epilogue
+from .gemm_interface import Scalar, add_output
 from .gemm_port import PortKind
 from .reduction import Reduction
+from .runtime.call import Form, Operands, launch
 from .runtime.epilogue import Allocated, Port, Term
 from .runtime.plan import GemmRequest
+from .runtime.row_sum import sum_rows
 
 _MIXINS = "quack.epilogue.reduction:"
 Kind = Union[Reduction, str, None]
@@ -35,7 +37,7 @@ def _reduction(name: str, reduction: Reduction, kind: PortKind, own: str, other:
 
 
 def combine(partials: torch.Tensor, reduction: Reduction, dim: int) -> torch.Tensor:
-    """The reduction of whole rows or columns from its partials along `dim`; torch operations, fp32."""
+    """The reduction of whole rows (dim -1) or columns (dim -2) from their partials; torch operations, fp32."""
     if reduction is Reduction.MAX:
         return partials.amax(dim) if partials.shape[dim] else partials.new_full(_without(partials, dim), float("-inf"))
     return partials.logsumexp(dim) if reduction is Reduction.LOG_SUM_EXP else partials.sum(dim)
@@ -77,22 +79,36 @@ def gemm_reduce(
             A, B, C, bias, row=row, col=col, out=out, out_dtype=out_dtype, alpha=alpha, beta=beta, config=config,
             cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, dynamic_scheduler=dynamic_scheduler,
         )  # fmt: skip
-    kinds = {"row": row, "col": col}
-    reductions = {name: None if kind is None else Reduction.of(kind) for name, kind in kinds.items()}
-    makers = {"row": row_reduction, "col": col_reduction}
-    terms = tuple(makers[name](name, kind) for name, kind in reductions.items() if kind is not None)
-    if out is None:
-        out = _output(A, B, out_dtype, cu_seqlens_k, A_idx)
-    else:
-        _check_out_dtype(out, out_dtype)
-    partials = launch_with_epilogue(
-        GemmRequest(
-            A, B, out, C, bias, alpha, beta, config=config, dynamic=dynamic_scheduler, cu_seqlens_m=cu_seqlens_m,
-            cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, epilogue=terms,
-        )
-    )  # fmt: skip
-    results = {}
-    for name, dim in (("row", -1), ("col", -2)):
-        reduction = reductions[name]
-        results[name] = None if reduction is None else combine(partials[name], reduction, dim)
-    return out, results["row"], results["col"]
+    reductions = tuple([None if kind is None else Reduction.of(kind) for kind in (row, col)])
+    operands: Operands = {
+        "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "cu_seqlens_m": cu_seqlens_m,
+        "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
+    }  # fmt: skip
+    partials = launch(_FORM, operands, (out_dtype, *reductions, dynamic_scheduler, config))
+    results = [_total(partials.get(name), kind, dim) for name, kind, dim in zip(("row", "col"), reductions, (-1, -2))]
+    return operands["out"], results[0], results[1]
+
+
+def _total(partials: Optional[torch.Tensor], reduction: Optional[Reduction], dim: int) -> Optional[torch.Tensor]:
+    """`combine`; sums by a kernel, which starts under the tail of the GEMM."""
+    if partials is None or reduction is None:
+        return None
+    if reduction in (Reduction.SUM, Reduction.SUM_OF_SQUARES):
+        return sum_rows(partials if dim == -1 else partials.mT)
+    return combine(partials, reduction, dim)
+
+
+def _request(
+    operands: Operands,
+    out_dtype: Optional[torch.dtype],
+    row: Optional[Reduction],
+    col: Optional[Reduction],
+    dynamic: bool,
+    config: Optional[GemmConfig],
+) -> GemmRequest:
+    rows = () if row is None else (row_reduction("row", row),)
+    columns = () if col is None else (col_reduction("col", col),)
+    return GemmRequest(**operands, config=config, dynamic=dynamic, epilogue=(*rows, *columns))
+
+
+_FORM = Form(_request, add_output)

@@ -43,6 +43,7 @@ class GemmResources:
     accumulator_registers: int  # with the partial sums of precise fp8 accumulation
     mma_registers: int
     producer_registers: int
+    fragment_registers: int = 0  # of operands that are multiplied from registers; not beside the epilogue's
     slab_m: int = SLAB_M  # rows of a slab
 
     @property

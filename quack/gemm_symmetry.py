@@ -1,6 +1,6 @@
 """`gemm_symmetric`: products whose result equals its transpose, such as A @ A.mT, for half the work."""
 
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 
@@ -9,20 +9,29 @@ from .gemm_interface import (
     Scalar,
     _check_out_dtype,
     _output,
-    _scalar_kind,
-    _signature,
     _split_scalar,
+    add_output,
     gemm_add_ref,
     writes_only,
 )
 from .heuristics import symmetric as heuristics
-from .runtime.device import device_of, kernel_key
-from .runtime.plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, describe_request
-from .runtime.symmetric import is_transpose, prepare_symmetric, stores_mirrors, symmetric_spec
+from .runtime.call import Form, Operands, launch
+from .runtime.device import device_of
+from .runtime.plan import GemmRequest, describe_request
+from .runtime.symmetric import is_transpose, prepare_symmetric, symmetric_spec
 
-MAX_PLANS = 8192
 
-_plans: dict[tuple, Union[GemmPlan, EmptyPlan]] = {}
+def _request(
+    operands: Operands,
+    out_dtype: Optional[torch.dtype],
+    same_start: bool,
+    config: Optional[GemmConfig],
+    dynamic: bool,
+) -> GemmRequest:
+    return GemmRequest(**operands, config=config, dynamic=dynamic)
+
+
+_FORM = Form(_request, add_output, prepare_symmetric)
 
 
 def gemm_symmetric(
@@ -48,15 +57,14 @@ def gemm_symmetric(
     If B is A.mT, the same memory, small products may run as `gemm` does, with the same bits on both sides of the diagonal.
     dynamic_scheduler: draw tiles from an atomic counter. config: run exactly this one; tile_m = tile_n.
     """
-    if out is None:
-        out = _output(A, B, out_dtype)
-    elif out_dtype is not None:
-        _check_out_dtype(out, out_dtype)
     if torch.compiler.is_compiling():
+        if out is None:
+            out = _output(A, B, out_dtype)
+        else:
+            _check_out_dtype(out, out_dtype)
         _run_opaque(A, B, C, out, dynamic_scheduler, alpha, beta)
-    else:
-        _launch(A, B, C, out, dynamic_scheduler, alpha, beta, config)
-    return out
+        return out
+    return _launch(A, B, C, out, dynamic_scheduler, alpha, beta, config, out_dtype)
 
 
 def gemm_symmetric_out(
@@ -97,42 +105,23 @@ def _launch(
     A: torch.Tensor,
     B: torch.Tensor,
     C: Optional[torch.Tensor],
-    out: torch.Tensor,
+    out: Optional[torch.Tensor],
     dynamic: bool = False,
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
     config: Optional[GemmConfig] = None,
-) -> None:
-    """Through the plan cache. The path of every call: keep it short."""
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """The path of every call: keep it short."""
+    operands: Operands = {"A": A, "B": B, "out": out}
+    if not (C is None and type(alpha) is float and alpha == 1.0):
+        operands.update(C=C, alpha=alpha, beta=beta)
     try:
-        a_ptr, b_ptr, d_ptr = A.data_ptr(), B.data_ptr(), out.data_ptr()
-        key: tuple = (
-            A.shape, B.shape, out.shape, A.stride(), B.stride(), out.stride(), A.dtype, B.dtype, out.dtype,
-            A.get_device(), B.get_device(), out.get_device(), a_ptr & 15, b_ptr & 15, d_ptr & 15, a_ptr == b_ptr,
-            config, dynamic, kernel_key(A),
-        )  # fmt: skip
-        plain = C is None and type(alpha) is float and alpha == 1.0
-        if not plain:
-            key = (*key, _signature(C), _scalar_kind(alpha), _scalar_kind(beta))
-        plan = _plans.get(key)
-    except (AttributeError, RuntimeError, TypeError):  # not tensors, or something unhashable: says what is wrong
-        prepare_symmetric(GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic))
-        raise
-    if plan is None:
-        plan = prepare_symmetric(GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic))
-        if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    d_end = d_ptr + plan.d_bytes
-    if (d_ptr < a_ptr + plan.a_bytes and a_ptr < d_end) or (d_ptr < b_ptr + plan.b_bytes and b_ptr < d_end):
-        raise ValueError("out overlaps A or B in memory: pass an out of its own")
-    mirror = (out,) if stores_mirrors(plan) else ()
-    if plain:
-        plan.run(A, B, None, out, mirror or None)
-        return
-    request = GemmRequest(A, B, out, C, None, alpha, beta, config=config, dynamic=dynamic)
-    check_aliases(request)
-    plan.run(A, B, request.used_c, out, (*(request.port_values() or ()), *mirror) or None)
+        same_start = A.data_ptr() == B.data_ptr()  # only then B may be A.mT, which has more plans to choose from
+    except (AttributeError, RuntimeError):
+        same_start = False  # no tensors: the launch says so
+    launch(_FORM, operands, (out_dtype, same_start, config, dynamic))
+    return operands["out"]
 
 
 @torch.library.custom_op("quack::gemm_symmetric_out", mutates_args={"out"})

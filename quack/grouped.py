@@ -14,12 +14,11 @@ from .gemm_interface import (
     Scalar,
     _check_out_dtype,
     _output,
-    _scalar_kind,
-    _signature,
     _split_scalar,
     gemm_ref,
     writes_only,
 )
+from .runtime.call import scalar_kind, signature_of
 from .runtime.debug import is_debugging
 from .runtime.device import EMULATED, is_capturing, kernel_key, raw_stream
 from .runtime.grouped import (
@@ -154,7 +153,7 @@ class GroupedPlan:
     def __init__(self, tensors: GroupedTensors, options: GroupedOptions):
         self.options = options
         self._program = _program(tensors, options) if tensors.A else GroupedProgram([], [])
-        self._signatures = [_signature(tensor) for tensor in tensors.flat()]
+        self._signatures = [signature_of(tensor) for tensor in tensors.flat()]
         self._ports = _ports(tensors, options)
         self._is_debugging = is_debugging()
         self._calls: Optional[list[tuple[Callable[..., None], tuple[Any, ...]]]] = (
@@ -212,10 +211,10 @@ class GroupedPlan:
                     f"{name}_list has {len(given or ())} tensors, the plan was made for {len(planned or ())}"
                 )
         for index, (tensor, signature) in enumerate(zip(tensors.flat(), self._signatures)):
-            if _signature(tensor) != signature:
+            if signature_of(tensor) != signature:
                 names = [f"{n}_list[{i}]" for n, f in zip(GroupedTensors._fields, tensors) for i in range(len(f or ()))]
                 raise ValueError(
-                    f"{names[index]} is {_signature(tensor)} (shape, strides, dtype, device, address mod 16), the plan was "
+                    f"{names[index]} is {signature_of(tensor)} (shape, strides, dtype, device, address mod 16), the plan was "
                     f"made for {signature}; make a new plan"
                 )
 
@@ -262,8 +261,8 @@ def _collect(
 def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram:
     """The program for such tensors, from the cache if there was one."""
     key = (
-        *map(_signature, tensors.flat()), tensors.C is None, tensors.bias is None, _scalar_kind(options.alpha),
-        _scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
+        *map(signature_of, tensors.flat()), tensors.C is None, tensors.bias is None, scalar_kind(options.alpha),
+        scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
         tuple(term.signature() for term in options.epilogue),
         options.split_k, options.split_k_mode,
         kernel_key(tensors.A[0]),

@@ -4,8 +4,9 @@ Shapes: x (..., in_features), weight (out_features, in_features), bias (out_feat
 activation combines columns 2j (gate) and 2j + 1 (up) of its argument, so a gated weight has 2 * hidden rows, in this order, or
 with `concat_layout` all gates first, then all ups.
 
-Dtypes: bf16 or fp16, the same for x and weight; bias may also be fp32. Under `torch.autocast` x and weight of any floating
-dtype are converted, and gradients leave the GEMM in the dtype of what they belong to: an fp32 weight gets the fp32 sum.
+Dtypes: bf16, fp16 or fp32, the same for x and weight; bias may also be fp32. fp32 is multiplied in tf32; the backward pass of a
+weight copies x or the gradient with K contiguous then. Under `torch.autocast` x and weight of any floating dtype are converted,
+and gradients leave the GEMM in the dtype of what they belong to: an fp32 weight gets the fp32 sum.
 
 Common arguments. fuse_grad_accum: where `weight` is a leaf that has a `.grad`, the GEMM of its gradient adds to it in place and
 autograd sees no gradient from here; so hooks on the weight do not run and `torch.autograd.grad` finds nothing. Code compiled by
@@ -32,21 +33,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .activation import Activation, GatedActivation
-from .gemm_activation import (
-    ActivationName,
-    AnyActivation,
-    activation_of,
-    apply_ref,
-    gemm_act,
-    gemm_dact,
-    gemm_dgated,
-    gemm_gated,
-)
+from .gemm_activation import gemm_act, gemm_dact, gemm_dgated, gemm_gated
 from .gemm_interface import gemm, gemm_add_inplace
+from .gemm_operands import ActivationName, AnyActivation, activation_of, apply_ref
 from .runtime.spec import UnsupportedGemm
 
 Tensors = tuple[Optional[torch.Tensor], ...]
-OPERAND_DTYPES = (torch.bfloat16, torch.float16)
+OPERAND_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Layer(NamedTuple):
@@ -80,7 +73,7 @@ def operand_dtype(x: torch.Tensor, **others: torch.Tensor) -> torch.dtype:
                     f"x has dtype {dtype} and {name} has dtype {tensor.dtype}: convert one of them, or use torch.autocast"
                 )
     if dtype not in OPERAND_DTYPES:
-        raise UnsupportedGemm(f"x has dtype {dtype}", "bf16, fp16, or torch.autocast with one of them")
+        raise UnsupportedGemm(f"x has dtype {dtype}", "bf16, fp16, fp32, or torch.autocast with one of them")
     return dtype
 
 
@@ -149,9 +142,15 @@ def incoming(dy: torch.Tensor) -> torch.Tensor:
     return dy.contiguous() if torch.compiler.is_compiling() else as_operand(dy, dy.dtype)
 
 
+def k_major(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """x (M, K), copied so that K is contiguous if both are fp32 in which it is not; other (K, N). In tf32 one may be strided."""
+    is_strided = x.dtype is torch.float32 and x.stride(1) != 1 and other.stride(0) != 1
+    return x.contiguous() if is_strided else x
+
+
 def project(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], layer: Layer) -> torch.Tensor:
     """x @ weight^T + bias without the activation; (rows, K) and (N, K)."""
-    return gemm(x, weight.mT, bias=bias, tuned=layer.tuned, concat_layout=layer.layout("B", "bias"))
+    return gemm(k_major(x, weight.mT), weight.mT, bias=bias, tuned=layer.tuned, concat_layout=layer.layout("B", "bias"))
 
 
 def project_and_activate(
@@ -159,8 +158,10 @@ def project_and_activate(
 ) -> tuple[Optional[torch.Tensor], torch.Tensor]:
     """(preact, postact) in one GEMM; preact is None unless it is to be stored."""
     function = gemm_gated if layer.is_gated else gemm_act
+    if weight.dtype is torch.float32 and layer.is_gated and not layer.is_concat:
+        weight = weight.contiguous()  # its product has no form that leaves a strided one in registers
     return function(
-        x,
+        k_major(x, weight.mT),
         weight.mT,
         bias=bias,
         activation=layer.activation.value,
@@ -178,7 +179,12 @@ def activation_gradient(
     tuned: bool,
     store_postact: bool,
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """(d preact, postact) where y = f(preact) @ weight^T: one GEMM, which computes postact again on the way if it is wanted."""
+    """(d preact, postact) where y = f(preact) @ weight^T: one GEMM, which computes postact again on the way if it is wanted. Not
+    of gated activations in fp32: the GEMM reads and writes pairs of 16-bit numbers."""
+    dy = k_major(dy, weight)
+    if dy.dtype is torch.float32 and isinstance(activation, GatedActivation):
+        dpreact = elementwise_gradient(gemm(dy, weight, tuned=tuned), preact, activation)
+        return dpreact, apply_ref(activation, preact) if store_postact else None
     function = gemm_dgated if isinstance(activation, GatedActivation) else gemm_dact
     results = function(dy, weight, preact, activation=activation.value, tuned=tuned, store_postact=store_postact)
     dpreact, postact = results[:2]
@@ -210,7 +216,7 @@ def gradients(
     dx = dweight = dbias = None
     if wanted.x is not None:
         assert weight is not None, "weight was not kept"
-        dx = gemm(dy, weight, out_dtype=wanted.x, tuned=layer.tuned, concat_layout=layer.layout("B"))
+        dx = gemm(k_major(dy, weight), weight, out_dtype=wanted.x, tuned=layer.tuned, concat_layout=layer.layout("B"))
     if wanted.weight is not None:
         assert x is not None, "x was not kept"
         dweight = weight_gradient(dy, x, wanted, layer)
@@ -225,10 +231,15 @@ def gradients(
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, wanted: Wanted, layer: Layer) -> Optional[torch.Tensor]:
     """dy^T @ x, (N, K); None if it was added to the leaf's `.grad`."""
     layout = layer.layout("out")
+    turned = dy.mT
+    if x.numel() < dy.numel():
+        x = k_major(x.mT, dy).mT
+    else:
+        turned = k_major(turned, x)
     if wanted.leaf is not None and wanted.leaf.grad is not None:
-        gemm_add_inplace(dy.mT, x, wanted.leaf.grad, tuned=layer.tuned, concat_layout=layout)
+        gemm_add_inplace(turned, x, wanted.leaf.grad, tuned=layer.tuned, concat_layout=layout)
         return None
-    return gemm(dy.mT, x, out_dtype=wanted.weight, tuned=layer.tuned, concat_layout=layout)
+    return gemm(turned, x, out_dtype=wanted.weight, tuned=layer.tuned, concat_layout=layout)
 
 
 def elementwise_gradient(dpostact: torch.Tensor, preact: torch.Tensor, activation: AnyActivation) -> torch.Tensor:
@@ -442,7 +453,7 @@ def gated_linear_func(
 class Linear(torch.nn.Linear):
     """`torch.nn.Linear` on quack's GEMM: same parameters, initialisation and state dict; without bias unless asked for.
 
-    x (..., in_features) to (..., out_features), in bf16 or fp16; fp32 parameters need `torch.autocast`.
+    x (..., in_features) to (..., out_features), in bf16 or fp16, or in fp32 by way of tf32, unless under `torch.autocast`.
     """
 
     def __init__(

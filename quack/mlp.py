@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .activation import GatedActivation
-from .gemm_activation import ActivationName, activation_of
+from .gemm_operands import ActivationName, activation_of
 from .linear import (
     Layer,
     Linear,

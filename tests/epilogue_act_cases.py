@@ -14,8 +14,8 @@ import torch
 import quack
 from quack.activation import Activation, GatedActivation
 from quack.activation_ref import reference
-from quack.gemm_activation import AnyActivation, activation_of
 from quack.gemm_config import GemmConfig
+from quack.gemm_operands import AnyActivation, activation_of
 from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.reference import ELEMENT_FACTOR, SIGNIFICANT_BITS, accumulation_error
 

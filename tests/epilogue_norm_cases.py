@@ -15,10 +15,12 @@ import torch
 import quack
 import quack.runtime.epilogue as host_epilogue
 from quack.activation_ref import reference as activation_reference
-from quack.gemm_activation import activation_of
 from quack.gemm_config import GemmConfig
+from quack.gemm_operands import activation_of
 from quack.gemm_reduction import gemm_reduce
+from quack.rms_final_reduce import rms_final_reduce, rms_final_reduce_ref
 from quack.rounding import RoundingMode
+from quack.runtime.row_sum import sum_rows
 from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.philox import round_stochastically
 from tests.reference import Reference, accumulation_error, check
@@ -84,16 +86,16 @@ class NormCase:
 @contextlib.contextmanager
 def poisoned_partials() -> Iterator[None]:
     """The partial results that calls allocate hold NaN."""
-    allocate = host_epilogue._allocate
+    allocate = host_epilogue.allocate_partials
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         return allocate(*arguments).fill_(float("nan"))
 
-    host_epilogue._allocate = poisoned
+    host_epilogue.allocate_partials = poisoned
     try:
         yield
     finally:
-        host_epilogue._allocate = allocate
+        host_epilogue.allocate_partials = allocate
 
 
 class NormOperands:
@@ -315,6 +317,50 @@ def norm_cases() -> Iterator[NormCase]:
 
 def cases() -> list[NormCase]:
     return [*reduction_cases(), *norm_cases()]
+
+
+# ---- the final reduction ----------------------------------------------------------------------------------------------
+
+
+def final_reduce_cases(device: str) -> dict[str, torch.Tensor]:
+    """fp32 partials by name: whole vectors and parts of one, rows and columns contiguous, batches, pitches, odd addresses."""
+
+    def x(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=torch.Generator(device=device).manual_seed(sum(shape)), device=device)
+
+    return {
+        "one vector": x(9, 8),
+        "rows": x(37, 32),
+        "long rows": x(3, 1544),
+        "one row": x(1, 4),
+        "one column": x(300, 1),
+        "odd rows": x(41, 33),
+        "columns": x(24, 70).mT,
+        "long columns": x(1000, 5).mT,
+        "batches": x(3, 7, 24),
+        "batches of columns": x(2, 12, 50).mT,
+        "padded": x(2, 9, 48)[..., :40],
+        "odd address": x(9, 48)[:, 1:33],
+        "every other": x(9, 64)[:, ::2],
+        "expanded": x(5, 1).expand(5, 16),
+        "expanded rows": x(1, 16).expand(11, 16),
+        "one dimension": x(50),
+        "four dimensions": x(2, 3, 4, 8),
+        "no rows": x(0, 4),
+        "no partials": x(2, 5, 0),
+    }
+
+
+def check_final_reduce(x: torch.Tensor, scale: float = 0.03, eps: float = 1e-3) -> None:
+    """Against float64, into a poisoned output; fp32 sums of up to 50 roundings, and an approximate root of 2^-22.9."""
+    exact = rms_final_reduce_ref(x.double(), scale, eps)
+    out = torch.full(x.shape[:-1], float("nan"), dtype=torch.float32, device=x.device)
+    assert sum_rows(x, (scale, eps), out) is out
+    torch.testing.assert_close(out.double(), exact, rtol=2e-6, atol=0.0, equal_nan=True)
+    assert torch.equal(rms_final_reduce(x, scale, eps).view(torch.int32), out.view(torch.int32)), (
+        "not the same bits again"
+    )
+    torch.testing.assert_close(sum_rows(x).double(), x.double().sum(-1), rtol=2e-6, atol=0.0, equal_nan=True)
 
 
 # ---- stochastic rounding ----------------------------------------------------------------------------------------------

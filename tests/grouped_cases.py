@@ -15,7 +15,7 @@ from quack import gemm_grouped
 from quack.gemm_config import GemmConfig
 from quack.runtime.grouped import GroupedTensors
 from tests.cases import DTYPES, Case, View, make_view, poison
-from tests.reference import Reference, check
+from tests.reference import Reference, as_multiplied, check
 
 PINGPONG = GemmConfig(128, 128, pingpong=True, cluster_m=1)
 MIXED = ((200, 264, 136), (1, 16, 8), (64, 64, 64), (0, 16, 16), (130, 0, 24), (33, 72, 500), (300, 8, 304), (5, 40, 0))
@@ -118,7 +118,7 @@ def verify(t: GroupedOperands) -> None:
         if i == case.nan_problem and k and got.numel():
             assert got.isnan().all(), f"problem {i} is NaN, but its output is not"
         else:
-            a, b = tensors.A[i].double(), tensors.B[i].double()
+            a, b = as_multiplied(tensors.A[i]), as_multiplied(tensors.B[i])
             exact, size = case.alpha * (a @ b), abs(case.alpha) * ((a * a) @ (b * b)).sqrt()
             if tensors.C is not None:
                 c = t.before[i].double() if case.in_place else tensors.C[i].double()

@@ -14,7 +14,7 @@ import torch
 import quack
 from quack.gemm_config import GemmConfig
 from tests.cases import DTYPES, Case, View, make_view, poison
-from tests.reference import Reference, check
+from tests.reference import Reference, as_multiplied, check
 
 PINGPONG = GemmConfig(128, 128, pingpong=True, cluster_m=1)
 DYNAMIC = GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True)
@@ -151,8 +151,9 @@ def verify(t: RaggedOperands) -> None:
             if not is_one_row or got.shape[0] == 1:
                 continue
             a, got, c = a[1:], got[1:], None if c is None else c[1:]
-        exact = case.alpha * (a.double() @ b.double())
-        size = abs(case.alpha) * ((a.double() ** 2) @ (b.double() ** 2)).sqrt()
+        a, b = as_multiplied(a), as_multiplied(b)
+        exact = case.alpha * (a @ b)
+        size = abs(case.alpha) * (a**2 @ b**2).sqrt()
         if c is not None:
             exact, size = exact + case.beta * c.double(), size + (case.beta * c.double()).abs()
         if bias is not None:

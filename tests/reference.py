@@ -27,6 +27,7 @@ SIGNIFICANT_BITS = {
 ROUNDING_RMS = 0.5  # 0.42 with some room; only for outputs large enough for a root mean square to mean something
 RMS_MIN_ELEMENTS = 4096
 ELEMENT_FACTOR = 8.0
+TF32_DROPPED_BITS = 13
 HUGE = 1 << 28  # output elements beyond which the reference is computed in float32
 
 
@@ -42,16 +43,24 @@ def accumulation_error(case: Case) -> float:
     towards zero, so errors add up: K / 16 * 2^-23 at worst, plus the alignment of the 16 products within a step.
     K = 2048 gives 1.9e-5. fp8 keeps about 14 bits instead and takes 32 products a step; K = 4096 gives 1.7e-2 with fast
     accumulation. Without it only 128 (or 256) products meet in that adder: 8 steps of 2^-13, 2e-3 with the products'.
+    fp32 operands are multiplied in tf32 (`as_multiplied`), 8 products a step, added as 16-bit ones are.
     """
     if not case.is_fp8:
-        return 4e-6 + case.k / 16 * 2.0**-23
+        return 4e-6 + case.k / (8 if case.a == "fp32" else 16) * 2.0**-23
     return 1e-3 + case.k / 32 * 2.0**-13 if case.fast_accum else 2e-3
+
+
+def as_multiplied(x: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """An operand as the tensor cores see it: tf32 has fp32's sign, exponent and 10 upper mantissa bits."""
+    if x.dtype is torch.float32:
+        x = (x.view(torch.int32) & -(1 << TF32_DROPPED_BITS)).view(torch.float32)
+    return x.to(dtype)
 
 
 def reference(case: Case, operands: CaseOperands, C: Optional[torch.Tensor]) -> Reference:
     """C is passed by itself because an in-place case has overwritten it."""
     dtype = torch.float32 if case.m * case.n * (case.batch or 1) > HUGE else torch.float64
-    a, b = operands.A.to(dtype), operands.B.to(dtype)
+    a, b = as_multiplied(operands.A, dtype), as_multiplied(operands.B, dtype)
     # The kernel holds scalars in fp32.
     alpha = torch.as_tensor(operands.alpha, dtype=torch.float32).item()
     beta = torch.as_tensor(operands.beta, dtype=torch.float32).item()

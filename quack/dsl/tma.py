@@ -1,5 +1,6 @@
 """TMA instructions that CuTe's atoms issue from one thread only."""
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import AddressSpace, Int32, Int64
 from cutlass._mlir.dialects import cute as _cute
@@ -19,13 +20,15 @@ def descriptor_address(atom: cute.CopyAtom) -> Int64:
 
 
 @cute.jit
-def load_four_lines(shared: Int32, descriptor: Int64, element: Int32, lines: tuple, barrier: Int32, is_pair: bool):
+def load_four_lines(
+    shared: Int32, descriptor: Int64, element: Int32, lines: tuple, barrier: Int32, is_pair: cutlass.Constexpr[bool]
+):
     """Each thread: four lines of a matrix from `element` on, as wide as the descriptor's box, to shared memory, one behind the other.
 
     lines: four numbers; those outside of the matrix give zeros. barrier: counts the bytes; of a pair, the first CTA's.
     """
     group = ".cta_group::2" if is_pair else ""
-    if is_pair:
+    if cutlass.const_expr(is_pair):
         barrier = barrier & FIRST_OF_PAIR
     operands = [shared, descriptor, element, *lines, barrier]
     llvm.inline_asm(

@@ -11,6 +11,7 @@ from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE
+from ..dsl.compat import first_stage
 from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
 from ..gemm_config import OperandSpec
 from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
@@ -197,7 +198,7 @@ def operand_layout(spec: OperandSpec) -> LayoutEnum:
 
 def make_load_operand(op, tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
     """TMA load atom for `tile`; with multicast each CTA fetches 1/multicast of the tile and sends it to all."""
-    layout = cute.slice_(staged_layout, (None, None, 0))
+    layout = first_stage(staged_layout)
     return TmaOperand(*cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast))
 
 

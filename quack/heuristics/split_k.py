@@ -105,7 +105,7 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:
             for mode in modes:
                 yield Choice(spec, splits, mode, predict_ns(spec, shape, sms, splits, mode))
-    if works % clusters and clusters == cluster_count(config, sms) and legality(split_spec(spec, SplitKMode.STREAM)).ok:
+    if works % clusters and legality(split_spec(spec, SplitKMode.STREAM)).ok:
         yield Choice(spec, 1, SplitKMode.STREAM, stream_ns(spec, shape, sms))
 
 

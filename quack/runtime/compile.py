@@ -23,13 +23,14 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeGuard, Union
 
 from ..arch import ARCHES
 from ..block_scales import BLOCK_WORDS
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
 from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
+from .kernel_spec import KernelSpec, Number, TensorSpec
 from .spec import GemmSpec, is_user_code
 from .user_code import user_class, user_modules
 
@@ -37,6 +38,8 @@ FUNCTION_NAME = "quack_gemm"
 EMULATED_SUFFIX, OBJECT_MEMBER, PTX_MEMBER = ".emulated.zip", "function.o", "kernels.ptx"
 DSL_PACKAGES = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu12", "nvidia-cutlass-dsl-libs-cu13", "apache-tvm-ffi")
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+Spec = Union[GemmSpec, KernelSpec]
 
 
 def resolve(name: str) -> Any:
@@ -50,8 +53,24 @@ def resolve(name: str) -> Any:
 # ---- tracing (worker process, or this one) ----------------------------------------------------------------------------
 
 
-def trace(spec: GemmSpec, extra_options: str = "") -> Any:
+def trace(spec: Spec, extra_options: str = "") -> Any:
     """Compile `spec` with CuTe DSL in this process; not thread-safe."""
+    options = f"--enable-tvm-ffi {extra_options} --gpu-arch"
+    if isinstance(spec, KernelSpec):
+        return _trace_kernel(spec, f"{options} {spec.arch}")
+    return _trace_gemm(spec, f"{options} {spec.target or spec.arch}")
+
+
+def _trace_kernel(spec: KernelSpec, options: str) -> Any:
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    stream = cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
+    kernel = resolve(spec.kernel)(*spec.statics)
+    return cute.compile(kernel, *map(_fake_kernel_argument, spec.arguments), stream, options=options)
+
+
+def _trace_gemm(spec: GemmSpec, options: str) -> Any:
     import cutlass
     from cutlass import cute
     from cutlass.cute import runtime as cute_runtime
@@ -87,7 +106,26 @@ def trace(spec: GemmSpec, extra_options: str = "") -> Any:
         counter,
         cutlass.Int32(1),
         cute_runtime.make_fake_stream(use_tvm_ffi_env_stream=True),
-        options=f"--enable-tvm-ffi --gpu-arch {spec.target or spec.arch} {extra_options}",
+        options=options,
+    )
+
+
+def _fake_kernel_argument(argument: Union[TensorSpec, Number]) -> Any:
+    import cutlass
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    from ..cute_dtype import CUTE_DTYPE
+
+    if isinstance(argument, Number):
+        return cutlass.Int32(1) if argument is Number.INT32 else cutlass.Float32(1.0)
+    divisibility = max(1, argument.align // argument.dtype.bytes)
+    strides: list[Any] = [cute.sym_int64(divisibility=divisibility) for _ in range(argument.ndim)]
+    if argument.is_contiguous:
+        strides[-1] = 1
+    shape = tuple(cute.sym_int() for _ in range(argument.ndim))
+    return cute_runtime.make_fake_tensor(
+        CUTE_DTYPE[argument.dtype], shape, tuple(strides), assumed_align=argument.align
     )
 
 
@@ -153,7 +191,7 @@ def _fake_port(port: PortSpec) -> Any:
     return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)
 
 
-def write_entry(spec: GemmSpec, path: str, extra_options: str = "") -> None:
+def write_entry(spec: Spec, path: str, extra_options: str = "") -> None:
     """Compile `spec` and write its cache entry: the relocatable object (host stub with the cubin inside).
 
     A path that ends in EMULATED_SUFFIX becomes a zip file of the object and the PTX.
@@ -232,14 +270,21 @@ def _quack_imports(module: str, path: Path, text: str) -> list[str]:
     return absolute if module.partition(".")[0] == "quack" or found else []
 
 
-def cache_key(spec: GemmSpec) -> str:
+def cache_key(spec: Spec) -> str:
     """Identity of the object: spec, toolchain, and the sources that this kernel imports."""
-    names = (ARCHES[spec.arch].execution.kernel_of(spec.operands), spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
-    modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
-    modules.update(*(user_modules(name) for name in names if is_user_code(name)))
-    roots = ("quack.compose", *sorted(modules))
+    roots = (spec.kernel.partition(":")[0],) if isinstance(spec, KernelSpec) else _gemm_roots(spec)
     text = f"{spec!r} {toolchain()} {source_hash(roots)}"
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _gemm_roots(spec: GemmSpec) -> tuple[str, ...]:
+    """The modules that a GEMM kernel begins with."""
+    names = (
+        ARCHES[spec.arch].execution.kernel_of(spec.operands), spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue)
+    )  # fmt: skip
+    modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
+    modules.update(*(user_modules(name) for name in names if is_user_code(name)))
+    return ("quack.compose", *sorted(modules))
 
 
 # ---- worker -----------------------------------------------------------------------------------------------------------
@@ -265,7 +310,7 @@ class _Worker:
             )
         return self.process
 
-    def compile(self, spec: GemmSpec, path: Path) -> None:
+    def compile(self, spec: Spec, path: Path) -> None:
         with self.lock:
             process = self.start()
             assert process.stdin is not None and process.stdout is not None
@@ -289,11 +334,13 @@ _in_process = threading.Lock()
 atexit.register(_worker.stop)
 
 
-def _needs_this_process(spec: GemmSpec) -> bool:
-    return any(is_user_code(name) for name in (spec.plan, *(op.mixin for op in spec.epilogue)))
+def _needs_this_process(spec: Spec) -> TypeGuard[GemmSpec]:
+    return isinstance(spec, GemmSpec) and any(
+        is_user_code(name) for name in (spec.plan, *(op.mixin for op in spec.epilogue))
+    )
 
 
-def compiled_function(spec: GemmSpec) -> Callable[..., None]:
+def compiled_function(spec: Spec) -> Callable[..., None]:
     """Load `spec` from the disk cache, compiling it first if no process has done so."""
 
     def build(path: Path) -> None:
@@ -306,7 +353,7 @@ def compiled_function(spec: GemmSpec) -> Callable[..., None]:
     return load_object(get_or_build(cache_key(spec), ".o", build))
 
 
-def emulated_entry(spec: GemmSpec) -> tuple[Path, str, str]:
+def emulated_entry(spec: Spec) -> tuple[Path, str, str]:
     """(object file, function name, PTX of its kernels) of `spec`, compiled if no process has done so."""
     archive_path = get_or_build(cache_key(spec), EMULATED_SUFFIX, functools.partial(_build, spec))
     folder = Path(tempfile.mkdtemp(prefix="quack-emulated-"))
@@ -315,7 +362,7 @@ def emulated_entry(spec: GemmSpec) -> tuple[Path, str, str]:
         return Path(archive.extract(OBJECT_MEMBER, folder)), FUNCTION_NAME, archive.read(PTX_MEMBER).decode()
 
 
-def _build(spec: GemmSpec, path: Path) -> None:
+def _build(spec: Spec, path: Path) -> None:
     if _needs_this_process(spec):
         _build_user_code(spec, path)
     else:
@@ -352,7 +399,7 @@ def _spilled_bytes(remarks: str) -> int:
 # ---- cross-compilation facts ------------------------------------------------------------------------------------------
 
 
-def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
+def kernel_facts(spec: Spec) -> dict[str, Any]:
     """Compile for `spec.arch` without a GPU and report what the ledger keeps; in this process."""
     execution = ARCHES[spec.arch].execution
     with tempfile.TemporaryDirectory() as scratch, _in_process:
@@ -364,12 +411,12 @@ def kernel_facts(spec: GemmSpec) -> dict[str, Any]:
         report = remarks.read_text()
     used = re.findall(r"Used (\d+) registers", report)
     allocated = re.findall(r"Shared memory allocated: (\d+) bytes", report)
-    assert used and allocated, report
+    assert used, report
     return {
         "registers": max(map(int, used)),  # of the larger kernel, if there are two
         "wgmma_serialized": report.count("wgmma.mma_async instructions are serialized"),
         "spill_bytes": _spilled_bytes(report),
-        "smem_bytes": max(map(int, allocated)),
+        "smem_bytes": max(map(int, allocated), default=0),
         execution.mma: len(re.findall(rf"\b{re.escape(execution.mnemonic)}\.", ptx)),
         "tma_load": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_store": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),

@@ -3,24 +3,26 @@
 import threading
 from collections.abc import Callable
 
-from .compile import compiled_function, emulated_entry
+from .compile import Spec, compiled_function, emulated_entry
 from .device import emulated_function
 from .legality import legality
 from .spec import GemmSpec
 
-_functions: dict[tuple[GemmSpec, bool], Callable[..., None]] = {}
+_functions: dict[tuple[Spec, bool], Callable[..., None]] = {}
 _lock = threading.Lock()
 
 
-def get_function(spec: GemmSpec, emulated: bool = False) -> Callable[..., None]:
-    """The TVM-FFI function (a, b, c, d, problem_arguments, epilogue_arguments, counter, clusters); `UnsupportedGemm` if illegal.
+def get_function(spec: Spec, emulated: bool = False) -> Callable[..., None]:
+    """The TVM-FFI function (a, b, c, d, problem_arguments, epilogue_arguments, counter, clusters) of a GEMM, `UnsupportedGemm` if
+    illegal; of another kernel that of its spec's arguments.
 
     emulated: it takes CPU tensors and its kernels run in `quack.emulator`.
     """
     key = (spec, emulated)
     function = _functions.get(key)
     if function is None:
-        legality(spec).require()
+        if isinstance(spec, GemmSpec):
+            legality(spec).require()
         with _lock:
             function = _functions.get(key)
             if function is None:

@@ -1,7 +1,7 @@
 """Epilogue mixins as the host states them: which class, which statics, which values on its ports.
 
 The host names built-in mixins by string, because importing them would import CuTe DSL. `Term.signature` is what a cached
-plan depends on, `op_spec` what the compiled code depends on, `port_values` what the kernel receives.
+plan depends on, `op_spec` what the compiled code depends on.
 """
 
 import enum
@@ -121,31 +121,14 @@ def mirror(output: OperandSpec) -> OperandSpec:
     return replace(output, transposed=not output.transposed, major=major)
 
 
-def port_values(
-    terms: Sequence[Term], spec: Optional[GemmSpec], shape: GemmShape, is_batched: bool, device: torch.device
-) -> tuple[Optional[tuple[Any, ...]], dict[str, torch.Tensor]]:
-    """(what the kernel receives for the ports, None without any; the partials that were allocated, by port name).
+def partials_shape(kind: PortKind, spec: Optional[GemmSpec], shape: GemmShape, is_batched: bool) -> tuple[int, ...]:
+    """Extents of partials as the kernel writes them, transposed if it computes D^T.
 
     spec: the chosen configuration, None if nothing is computed; shape: the extents, of ragged M the sum of all.
     """
-    values, allocated = [], {}
-    is_swapped = spec is not None and spec.config.swap_ab
-    for term in terms:
-        for port in term.ports:
-            if port.value is Allocated.PARTIALS:
-                kind = _TRANSPOSED[port.kind] if is_swapped else port.kind
-                partials = _allocate(kind, spec, shape.swapped() if is_swapped else shape, is_batched, device)
-                allocated[port.name] = partials.mT if is_swapped else partials
-                values.append(partials)
-            elif port.value is not None:
-                values.append(port.kernel_value())
-    return tuple(values) or None, allocated
-
-
-def _allocate(
-    kind: PortKind, spec: Optional[GemmSpec], shape: GemmShape, is_batched: bool, device: torch.device
-) -> torch.Tensor:
     extents: tuple[int, ...]
+    if spec is not None and spec.config.swap_ab:
+        kind, shape = _TRANSPOSED[kind], shape.swapped()
     if spec is None:  # nothing is computed: partials of no tiles
         extents = (shape.m, 0) if kind is PortKind.ROW_PARTIALS else (0, shape.n)
     elif kind is PortKind.ROW_PARTIALS:
@@ -154,7 +137,12 @@ def _allocate(
         config = spec.config
         shares = 1 if config.pingpong else budget_of(spec).mma_warpgroups
         extents = (-(-shape.m // config.cta_tile_m) * shares, shape.n)
-    return torch.empty((*((shape.batch,) if is_batched else ()), *extents), dtype=torch.float32, device=device)
+    return (shape.batch, *extents) if is_batched else extents
+
+
+def allocate_partials(extents: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """fp32, on the device of `like`."""
+    return like.new_empty(extents, dtype=torch.float32)
 
 
 def check_terms(

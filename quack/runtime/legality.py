@@ -58,6 +58,9 @@ PERMUTABLE = (DENSE, *RAGGED_M, *RAGGED_K)  # adapters whose scheduler is in `pr
 # Three MMA warpgroups make 512 threads, so ptxas may give each thread only 128 registers.
 MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
 MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # ping-pong without C, others; 160 and 128 spill 16 to 80 bytes
+MAX_ACCUMULATORS_REDUCED_PARTS = (
+    112  # in several slabs that share a tile; with C and a reduction 128 spill 16 to 48 bytes
+)
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
@@ -122,7 +125,8 @@ def _adapter_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
     if spec.adapter in RAGGED_K:
         strided = (operands.a.dtype, operands.b.dtype)
-        for dtype in (d for d in strided if d in arch.execution.k_major_only & arch.execution.inputs):
+        unstrided = arch.execution.k_major_only | arch.execution.k_major_b
+        for dtype in (d for d in strided if d in unstrided & arch.execution.inputs):
             yield Legality(
                 f"{_kind(dtype)} has no kernel with cu_seqlens_k: groups begin at any k, so K must be strided, but "
                 f"{arch.execution.mma} reads {dtype.bits}-bit operands K-major only",
@@ -275,10 +279,14 @@ def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch
             "convert one operand to the dtype of the other",
         )
     for name, operand in zip(names, (a, b)):
-        if operand.dtype in execution.k_major_only and operand.major is not Major.INNER:
+        only, otherwise = execution.k_major_only, ""
+        if name == names[1] and b.dtype in execution.k_major_b:
+            only = execution.k_major_b
+            otherwise = f", but {'A' if names[0] == 'A' else 'B, with swap_ab=True,'} can go through registers"
+        if operand.dtype in only and operand.major is not Major.INNER:
             yield Legality(
                 f"{_kind(operand.dtype)} {name} is not K-major: {execution.mma} reads {operand.dtype.bits}-bit operands "
-                "K-major only",
+                f"K-major only{otherwise}",
                 f"{name} with K contiguous, e.g. {name}.{'mT.contiguous().mT' if operand.transposed else 'contiguous()'}",
             )
         if not operand.is_tma:
@@ -363,6 +371,9 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
         is_roomy = spec.config.pingpong and spec.operands.c is None
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
+    if spec.combine is not None and spec.pieces_of is None and partials and has_side_access:
+        if budget.slabs > 1 and not spec.config.pingpong:
+            limit = min(limit, MAX_ACCUMULATORS_REDUCED_PARTS)
     if budget.mma_warpgroups == 3:
         limit = MAX_ACCUMULATORS_THREE_WARPGROUPS
     if budget.accumulator_registers > limit:

@@ -76,10 +76,10 @@ def describe(
             if is_output:
                 aligned = aligned and tensor.shape[unit] * size % TMA_ALIGN_BYTES == 0
             is_unit = tensor.stride(unit) == 1 and tensor.shape[unit] > 1
-            # wgmma reads fp8 with the preferred major only; otherwise being aligned spares a copy.
+            # wgmma reads fp8 with the preferred major only, and fp32 better; otherwise being aligned spares a copy.
             wanted = major is prefer
             choices.append(
-                ((wanted, aligned, is_unit) if size == 1 or is_ragged else (aligned, wanted, is_unit), aligned, major)
+                ((wanted, aligned, is_unit) if size != 2 or is_ragged else (aligned, wanted, is_unit), aligned, major)
             )
     if not choices:
         raise ValueError(

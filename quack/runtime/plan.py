@@ -21,7 +21,6 @@ from .gather import check_gather, check_index_values
 from .legality import legality
 from .operands import (
     aligned_copy,
-    byte_span,
     check_problem,
     check_scalar,
     describe,
@@ -144,8 +143,8 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "a_bytes", "b_bytes", "clusters", "copy_a", "copy_b", "d_bytes", "device", "function", "is_batched", "is_counted",
-        "shape", "spec", "split", "swapped",
+        "clusters", "copy_a", "copy_b", "device", "function", "is_batched", "is_counted", "repeats", "shape", "spec", "split",
+        "swapped",
     )  # fmt: skip
 
     def __init__(
@@ -155,6 +154,7 @@ class GemmPlan:
         request: GemmRequest,
         copies: tuple[bool, bool],
         split: Optional[SplitPlan] = None,
+        repeats: tuple[str, ...] = (),  # operands that the kernel takes once more, behind its ports
     ):
         self.spec = spec
         self.shape = product_extents(request)
@@ -166,7 +166,7 @@ class GemmPlan:
         self.clusters = clusters_to_launch(spec, device.sms)
         self.is_counted = spec.config.is_dynamic_persistent and (split is not None or not spec.cancels)
         self.copy_a, self.copy_b = copies
-        self.a_bytes, self.b_bytes, self.d_bytes = (byte_span(t) for t in (request.A, request.B, request.out))
+        self.repeats = repeats
 
     def run(
         self,
@@ -205,7 +205,7 @@ class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
     spec = None
-    a_bytes = b_bytes = d_bytes = 0
+    repeats = ()
     device = -1
 
     def __init__(self, request: GemmRequest):
@@ -234,10 +234,12 @@ def check_aliases(request: GemmRequest) -> None:
     for name, tensor in (others | tiles).items():
         if isinstance(tensor, torch.Tensor) and overlaps(out, tensor):
             raise ValueError(f"out overlaps {name} in memory: pass an out of its own")
-    for name, tensor in (others | {"C": C}).items() if tiles else ():
-        for tile_name, tile in tiles.items():
+    others["C"] = C
+    for tile_name, tile in tiles.items():
+        for name, tensor in others.items():
             if isinstance(tensor, torch.Tensor) and isinstance(tile, torch.Tensor) and overlaps(tile, tensor):
                 raise ValueError(f"{tile_name} overlaps {name} in memory: pass a {tile_name} of its own")
+        others[tile_name] = tile
 
 
 def check_indices(request: GemmRequest) -> None:

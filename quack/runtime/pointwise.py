@@ -46,16 +46,19 @@ class PointwiseFactory:
                     f"{name} is no parameter of the function, which has {', '.join(self.signature.parameters) or 'none'} after "
                     "the accumulator"
                 )
+        self.ports = tuple((name, kinds.get(name, PortKind.SCALAR)) for name in self.signature.parameters)
 
     def __call__(self, *args: Any, **values: Any) -> PointwiseEpilogue:
         """A value for every parameter: a number or one-element tensor unless `pointwise` said what else it is."""
-        bound = self.signature.bind(*args, **values)
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
+        if args or values.keys() != self.signature.parameters.keys():
+            bound = self.signature.bind(*args, **values)
+            bound.apply_defaults()
+            values = bound.arguments
+        arguments = tuple([values[name] for name, _ in self.ports])
+        for (name, _), value in zip(self.ports, arguments):
             if name not in self.kinds:
                 _check_scalar_value(name, value)
-        kinds = tuple((name, self.kinds.get(name, PortKind.SCALAR)) for name in bound.arguments)
-        return PointwiseEpilogue(self.function, kinds, tuple(bound.arguments.values()))
+        return PointwiseEpilogue(self.function, self.ports, arguments)
 
 
 def pointwise(function: Callable[..., Any], **kinds: Any) -> PointwiseFactory:

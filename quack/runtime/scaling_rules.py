@@ -36,9 +36,7 @@ def scaling_refusals(spec: GemmSpec, arch: Arch) -> Iterator[tuple[str, str]]:
             yield f"concat_layout names {name}, whose scales are in logical order", f"{name} in logical order"
     if spec.adapter != DENSE:
         yield f"block-scaled operands have no kernel with {spec.adapter.partition(':')[2]}", "one call per problem"
-    if spec.combine is not None:
-        yield "block-scaled operands have no kernel whose tiles are split", "split_k=1"
-    if config.tile_n % TILE_N_STEP:
+    if spec.pieces_of is None and config.tile_n % TILE_N_STEP:
         yield f"tile_n={config.tile_n}: scales of B lie in blocks, tiles begin at multiples of {TILE_N_STEP}", "tile_n=128"
     if config.tile_k is not None and a.dtype.bytes_of(config.tile_k) != 128:
         yield (

@@ -23,7 +23,8 @@ COMBINE = {
     SplitKMode.STREAM: STREAM_COMBINE,
 }
 SUM_PARTIALS = _COMBINE + "SumPartials"
-PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of 64 rows
+PIECE_COLUMNS = (64, 32, 16)  # widths of what a CTA of the second launch adds up, of one slab
+PIECE_ELEMENTS = 64 * 64  # at most: 32 registers a thread
 MAX_WORDS = 2**31 - 1  # fp32 of a workspace: its extent is an int32
 
 _memory: dict[tuple[int, int, str], torch.Tensor] = {}
@@ -61,7 +62,11 @@ def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     tiles, slab_m = whole.config, budget_of(whole).slab_m
     slabs = works * tiles.cluster_m * tiles.cluster_n * tiles.cta_tile_m // slab_m
     is_halved = any(output.is_halved for output in output_layouts(whole.operands, whole.epilogue))
-    widths = [w for w in PIECE_COLUMNS if tiles.tile_n % w == 0 and not (is_halved and w % 32)]
+    widths = [
+        w
+        for w in PIECE_COLUMNS
+        if tiles.tile_n % w == 0 and w * slab_m <= PIECE_ELEMENTS and not (is_halved and w % 32)
+    ]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
     config = GemmConfig(
         slab_m, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity

@@ -13,6 +13,8 @@ from .epilogue import mirror
 from .plan import EmptyPlan, GemmPlan, GemmRequest, describe_request
 from .spec import MIRROR, SYMMETRIC, SYMMETRIC_COMMIT, GemmSpec
 
+MIRRORED = ("out",)  # D once more, for the mirrored tiles
+
 
 def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     """As `plan.prepare`. A pinned configuration is one of the triangular kernel."""
@@ -27,14 +29,14 @@ def prepare_symmetric(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
     device = device_of(request.A)
     triangular = symmetric_spec(base.on(device.arch, device.target))
     if request.config is not None:
-        return GemmPlan(triangular.configured(request.config), device, request, copies)
+        return GemmPlan(triangular.configured(request.config), device, request, copies, repeats=MIRRORED)
     whole = None
     if is_transpose(request.A, request.B) and swapped is not None:
         whole = base.on(device.arch, device.target), swapped.on(device.arch, device.target)
     spec = heuristics.choose(triangular, shape, device.sms, whole)
     if request.dynamic:
         spec = replace(spec, config=replace(spec.config, is_dynamic_persistent=True))
-    return GemmPlan(spec, device, request, copies)
+    return GemmPlan(spec, device, request, copies, repeats=MIRRORED if spec.plan == SYMMETRIC_COMMIT else ())
 
 
 def symmetric_spec(base: GemmSpec) -> GemmSpec:
@@ -55,11 +57,6 @@ def symmetric_spec(base: GemmSpec) -> GemmSpec:
 def n_major(matrix: OperandSpec) -> OperandSpec:
     """A symmetric matrix with its modes swapped if that makes it N-major."""
     return matrix if matrix.major is Major.INNER else mirror(matrix)
-
-
-def stores_mirrors(plan: Union[GemmPlan, EmptyPlan]) -> bool:
-    """Whether the plan's kernel takes D once more, as its last port, for the mirrored tiles."""
-    return plan.spec is not None and plan.spec.plan == SYMMETRIC_COMMIT
 
 
 def is_transpose(A: torch.Tensor, B: torch.Tensor) -> bool:

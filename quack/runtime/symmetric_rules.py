@@ -44,8 +44,10 @@ def symmetric_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield f"cluster {(config.cluster_m, config.cluster_n)} has no schedule over mirrored pairs", "cluster (2, 1)"
     for name, operand in (("A", operands.a), ("B", operands.b), ("out", operands.d)):
         if operand.dtype.is_fp8:
-            wide = "bf16, fp16 or fp32" if name == "out" else "bf16 or fp16"
-            yield f"{name} is {operand.dtype.value}: symmetric results have kernels for {wide}", f"{name}.bfloat16()"
+            yield (
+                f"{name} is {operand.dtype.value}: symmetric results have kernels for bf16, fp16 or fp32",
+                f"{name}.bfloat16()",
+            )
     if any(operand is not None and operand.is_concat for operand in operands):
         yield "concat_layout names an operand of a symmetric result: its rows and columns would differ", "logical order"
     yield from _epilogue_refusals(spec)

@@ -36,7 +36,7 @@ signal these barriers; tensor memory is freed by both CTAs of a pair together. N
 loads and for the drain of an *earlier* tile, the drain only for MMA and C loads. Where drains wait for other CTAs (split-K), those
 are of works that come earlier in the order of works, see `split_works`.
 
-Registers. 288 threads leave 224 registers each, more than any role needs, so none are moved between warps (`setmaxnreg`).
+Registers. 9 warps leave 168 registers a thread, more than any role needs, so none are moved between warps (`setmaxnreg`).
 
 Why the main loop is bound by the MMA (bf16, 256 x 256 x 64 of a pair; figures per SM, sources in `arch`):
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ..block_scales import BLOCK_BYTES, scale_blocks
 from ..gemm_config import GemmConfig, OperandSpecs
-from ..gemm_port import EpilogueOpSpec, scratch_bytes
-from ..gemm_resources import MAX_AB_STAGES, RESERVED, GemmResources, epilogue_columns, output_layouts
+from ..gemm_port import EpilogueOpSpec, PortKind, present_ports, scratch_bytes
+from ..gemm_resources import MAX_AB_STAGES, MIXIN_REGISTERS, RESERVED, GemmResources, epilogue_columns, output_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_100 and sm_103 (227 KB)
 CTA_M = 128  # rows of a CTA's accumulators: lanes of tensor memory
@@ -14,7 +14,9 @@ TMEM_COLUMNS = 512
 SCALE_BLOCK_COLUMNS = 4  # of tensor memory, for a block of scales
 MIN_TMEM_COLUMNS = 32
 WARPS = 9  # four produce, four drain, one multiplies
-REGISTERS = 224  # a thread: 65536 of the SM / (32 * 9), in steps of 8
+HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 KB with C, a second output and row sums
+HELD = {PortKind.TILE_INPUT, PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
+REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they are given to four warps at a time
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Sm100Resources(GemmResources):
         return 32 * WARPS
 
 
+def is_heavy(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
+    """Whether a thread holds more of a subtile than the accumulators: C, tiles, what is reduced, exponentials, random words."""
+    held = {port.kind for port in present_ports(epilogue)} & HELD
+    return operands.c is not None or bool(held) or any(op.mixin in MIXIN_REGISTERS for op in epilogue)
+
+
 def resources(
     operands: OperandSpecs, config: GemmConfig, fast_accum: bool = True, epilogue: tuple[EpilogueOpSpec, ...] = ()
 ) -> Sm100Resources:
@@ -40,6 +48,8 @@ def resources(
     outputs = output_layouts(operands, epilogue)
     widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
     epi_n = epilogue_columns(config.tile_n, widest)
+    if is_heavy(operands, epilogue):
+        epi_n = min(epi_n, HEAVY_COLUMNS)
     subtile = CTA_M * epi_n
     d_stages = 2 if any(output.is_tma for output in outputs) else 0
     c_stages = 2 if operands.c is not None and operands.c.is_tma else 0
@@ -62,7 +72,7 @@ def resources(
         c_stages=c_stages,
         d_stages=d_stages,
         smem_bytes=fixed + ab_stages * stage,
-        accumulator_registers=epi_n,
+        accumulator_registers=0,
         mma_registers=REGISTERS,
         producer_registers=REGISTERS,
         tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (acc_stages * config.tile_n + scale_columns - 1).bit_length()),

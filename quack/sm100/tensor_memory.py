@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Optional
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.cute.nvgpu import tcgen05
@@ -58,7 +59,7 @@ class TmemAccumulators(Accumulators):
 
     @cute.jit
     def release(self):
-        if self.acc is not None:
+        if cutlass.const_expr(self.acc is not None):
             tcgen05_fence("before_thread_sync")
             with cute.arch.elect_one():
                 self.acc.consumer_release(self.state)

@@ -130,17 +130,24 @@ class GemmSm120(WarpgroupGemm):
             steps, unroll=1
         ):  # NOTE: unrolled further, ptxas loads ever more k blocks ahead and spills
             self.load_k_block(team, slabs, 1, k_block + 1, state.index)
-            self.multiply_k_block(team, slabs, 0)
+            following, is_landed = state.clone(), Boolean(True)
             k_block += 2
-            if k_block == k_blocks:
-                self.release_stage(cta, state)
-                state.advance()
+            ends_stage = k_block == k_blocks
+            if ends_stage:
+                following.advance()
                 k_block = Int32(0)
                 if step + 1 < steps:
-                    cta.ab.consumer_wait(state)
+                    is_landed = cta.ab.consumer_try_wait(
+                        following
+                    )  # the answer arrives while the tensor cores are busy
+            self.multiply_k_block(team, slabs, 0)
+            if ends_stage:
+                self.release_stage(cta, state)
             if step + 1 < steps:
-                self.load_k_block(team, slabs, 0, k_block, state.index)
+                cta.ab.consumer_wait(following, is_landed)
+                self.load_k_block(team, slabs, 0, k_block, following.index)
             self.multiply_k_block(team, slabs, 1)
+            state = following
         self.hand_over(team, another_follows)
         return state
 

@@ -5,8 +5,8 @@ from ..gemm_port import EpilogueOpSpec
 from ..gemm_resources import GemmResources, WarpgroupLimits, warpgroup_resources
 
 SMEM_CAPACITY = 101376  # bytes a CTA may use on sm_120 (99 KB)
-MMA_REGISTERS = {1: 240, 2: 232}
-PRODUCER_REGISTERS = {1: 56, 2: 40}
+MMA_REGISTERS = {1: 240, 2: 224}
+PRODUCER_REGISTERS = {1: 56, 2: 56}  # 40 spill 32 bytes where lines of K are gathered
 MAIN_LOOP_REGISTERS = 16  # beside accumulators and fragments: 8 spill with 144 + 88, 16 do not with 104 + 112
 EPILOGUE_ROW_BYTES = 64  # of a staged subtile: half of what Hopper stages, so that operands keep two to five stages
 LIMITS = WarpgroupLimits(SMEM_CAPACITY, MMA_REGISTERS, PRODUCER_REGISTERS, EPILOGUE_ROW_BYTES)

@@ -13,6 +13,8 @@ from cutlass.cute.nvgpu import OperandMajorMode, warp, warpgroup
 from cutlass.memory import SmemAllocator
 from cutlass.utils import hopper_helpers as sm90_utils
 
+from quack.dsl.compat import as_tf32, make_wgmma_tf32
+
 THREADS = 128
 
 
@@ -20,7 +22,8 @@ THREADS = 128
 class WgmmaTile:
     """M = 64: wgmma over all of K, one instruction after the other, operands in swizzled layouts.
 
-    swizzle: bytes of the swizzle span, 16 (none), 32, 64 or 128. a_from_registers: A is the register operand.
+    swizzle: bytes of the swizzle span, 16 (none), 32, 64 or 128. a_from_registers: A is the register operand. fp32 operands are
+    multiplied in tf32, B K-major, and A if it is not from registers.
     """
 
     n: int
@@ -35,6 +38,8 @@ class WgmmaTile:
 
     def tiled_mma(self) -> cute.TiledMma:
         source = warpgroup.OperandSource.RMEM if self.a_from_registers else warpgroup.OperandSource.SMEM
+        if self.a_dtype is cutlass.Float32:
+            return make_wgmma_tf32((64, self.n), 1, source)
         return sm90_utils.make_trivial_tiled_mma(
             self.a_dtype, self.b_dtype, self.a_major, self.b_major, self.acc_dtype, (1, 1, 1), (64, self.n), source
         )
@@ -66,14 +71,16 @@ class WgmmaTile:
         cute.arch.sync_threads()
 
         part = tiled_mma.get_slice(thread)
-        tCrB = tiled_mma.make_fragment_B(part.partition_B(sB))
+        is_tf32 = self.a_dtype is cutlass.Float32
+        operand_a = as_tf32(sA, a_layout.inner) if cutlass.const_expr(is_tf32) else sA
+        operand_b = as_tf32(sB, b_layout.inner) if cutlass.const_expr(is_tf32) else sB
+        tCrB = tiled_mma.make_fragment_B(part.partition_B(operand_b))
+        tCrA = tiled_mma.make_fragment_A(part.partition_A(operand_a))
         if cutlass.const_expr(self.a_from_registers):
             tCsA = part.partition_A(sA)
-            tCrA = tiled_mma.make_fragment_A(tCsA)
+            words = cute.recast_tensor(tCrA, self.a_dtype)
             for i in cutlass.range_constexpr(cute.size(tCrA)):
-                tCrA[i] = tCsA[i]
-        else:
-            tCrA = tiled_mma.make_fragment_A(part.partition_A(sA))
+                words[i] = tCsA[i]
         acc = cute.make_rmem_tensor(tiled_mma.partition_shape_C((64, self.n)), self.acc_dtype)
         warpgroup.fence()
         for k in cutlass.range_constexpr(cute.size(tCrB, mode=[2])):

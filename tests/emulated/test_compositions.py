@@ -15,12 +15,13 @@ import quack
 from quack.activation import Activation, GatedActivation
 from quack.activation_ref import reference as activation_reference
 from quack.gemm_config import GemmConfig
-from quack.gemm_interface import launch_with_epilogue, rounding_terms
-from quack.gemm_norm import scale_columns, scale_rows
+from quack.gemm_forward import scale_rows
+from quack.gemm_interface import rounding_term
+from quack.gemm_norm import scale_columns
 from quack.gemm_port import PortKind
 from quack.gemm_reduction import col_reduction, combine, row_reduction
 from quack.reduction import Reduction
-from quack.rounding import RoundingMode
+from quack.runtime import call
 from quack.runtime.epilogue import Port, Term
 from quack.runtime.plan import GemmRequest
 from quack.runtime.spec import UnsupportedGemm
@@ -201,7 +202,7 @@ def compose(number: int) -> Composition:
     last = dice.choice(("round", "gate", "none"))
     out = p.output(p.n)
     if last == "round":
-        epilogue += rounding_terms(RoundingMode.RS, number, out.tensor)
+        epilogue += (rounding_term(number),)
     elif last == "gate":
         view, kind = p.output(p.n // 2), dice.choice(tuple(GatedActivation))
         gated = activation_reference(kind)(p.values[..., 0::2], p.values[..., 1::2])
@@ -214,13 +215,21 @@ def compose(number: int) -> Composition:
     return Composition(request, tiles, reductions, p.peak, last == "round")
 
 
+def launch_request(request: GemmRequest) -> dict[str, torch.Tensor]:
+    """A request that no public function makes."""
+    fields = "A B out C bias alpha beta cu_seqlens_m cu_seqlens_k A_idx batch_idx_permute".split()
+    operands = {name: getattr(request, name) for name in fields}
+    operands |= {port.name: port.value for term in request.terms for port in term.ports}
+    return call.launch(call.Form(lambda operands: request), operands)
+
+
 def launch(composition: Composition, number: int) -> tuple[GemmConfig, dict[str, torch.Tensor]]:
     """With the first legal configuration of a random order."""
     for config in random.Random(number).sample(CONFIGS, len(CONFIGS)):
         try:
             request = GemmRequest(**composition.request, config=config)
             with poisoned_partials(), quack.emulator.use("sm90", schedule="latest", checks=("all",), sms=4):
-                return config, launch_with_epilogue(request)
+                return config, launch_request(request)
         except UnsupportedGemm:
             continue
     raise AssertionError("no configuration is legal")

@@ -5,7 +5,9 @@ import torch
 
 import quack
 from quack.gemm_norm import gemm_norm_act_out, gemm_rms_out
+from quack.rms_final_reduce import rms_final_reduce
 from quack.rounding import RoundingMode
+from quack.runtime import call
 from tests.epilogue_norm_cases import (
     FLAT,
     ROUNDING_CONFIGS,
@@ -14,7 +16,9 @@ from tests.epilogue_norm_cases import (
     NormCase,
     NormOperands,
     cases,
+    check_final_reduce,
     check_rounding,
+    final_reduce_cases,
     run,
     verify,
 )
@@ -71,6 +75,30 @@ def test_empty_problems():
             assert D.shape == (m, n) and (rstd == 2.0).all()
 
 
+@pytest.mark.parametrize("name", final_reduce_cases("cpu"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_final_reduce(name: str, dtype: torch.dtype):
+    with emulated():
+        check_final_reduce(final_reduce_cases("cpu")[name].to(dtype))
+
+
+def test_final_reduce_gives_the_same_bits_in_every_schedule():
+    x, results = torch.rand(70, 96), []
+    for schedule in ("eager", "latest", "random:3"):
+        with emulated(schedule):
+            results.append(rms_final_reduce(x, 1 / 96))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_final_reduce_of_other_dtypes_infinities_and_nan():
+    x = torch.rand(6, 20)
+    x[1, 3], x[2, 19], x[3, 0], x[4] = float("inf"), float("nan"), -1e6, 0.0
+    with emulated():
+        for dtype in (torch.float32, torch.float64, torch.float8_e5m2):
+            check_final_reduce(x.to(dtype))
+        assert (rms_final_reduce(torch.full((3, 8), 1e-40), 1.0, 0.0) > 1e19).all(), "subnormal sums count"
+
+
 def test_rms_norm_between_two_gemms():
     """The pair of calls is an RMS norm between two products."""
     x, w1, w2 = torch.randn(72, 64).bfloat16(), torch.randn(136, 64).bfloat16(), torch.randn(80, 136).bfloat16()
@@ -116,10 +144,10 @@ def test_another_seed_needs_no_new_plan():
     A, B = torch.randn(40, 64).bfloat16(), torch.randn(64, 64).bfloat16()
     with emulated():
         first = quack.gemm(A, B, rounding_mode=RoundingMode.RS, sr_seed=1)
-        plans = len(quack.gemm_interface._plans)
+        plans = len(call._calls)
         second = quack.gemm(A, B, rounding_mode=RoundingMode.RS, sr_seed=2)
         again = quack.gemm(A, B, rounding_mode=1, sr_seed=1)
-        assert len(quack.gemm_interface._plans) == plans
+        assert len(call._calls) == plans
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
@@ -130,7 +158,8 @@ def test_compiled_calls():
     def norms(A, B, weight, seed):
         D, rstd = quack.gemm_rms(A, B, norm_weight=weight)
         preact, postact = quack.gemm_norm_act(D, B, rstd, activation="swiglu", store_preact=True)
-        return D, rstd, preact, postact, quack.gemm(A, B, rounding_mode=RoundingMode.RS, sr_seed=seed)
+        again = rms_final_reduce(D.float().square(), 1 / 64)
+        return D, rstd, preact, postact, again, quack.gemm(A, B, rounding_mode=RoundingMode.RS, sr_seed=seed)
 
     def sums(A, B):
         return quack.gemm_reduce(A, B, row="sum", col="max")

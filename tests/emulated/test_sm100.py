@@ -122,8 +122,18 @@ def test_grouped(case: grouped_cases.GroupedCase):
     grouped_cases.verify(t)
 
 
+def square() -> list[Any]:
+    """Symmetric results have square tiles, and clusters along one dimension."""
+    found = on_both(list(symmetric_cases.cases()), 128)
+    return [
+        case
+        for case in found
+        if case.case.config is None or case.case.config.cluster_n * case.case.config.cluster_m < 4
+    ]
+
+
 @pytest.mark.one_in(9)
-@pytest.mark.parametrize("case", on_both(list(symmetric_cases.cases()), 128), ids=str)
+@pytest.mark.parametrize("case", square(), ids=str)
 def test_symmetric(case: symmetric_cases.SymmetricCase):
     with emulated():
         symmetric_cases.run_and_verify(case, "cpu")

@@ -9,7 +9,7 @@ import quack
 from quack import SplitKMode
 from quack.gemm_config import GemmConfig
 from quack.heuristics.split_k import Choice
-from quack.runtime import dispatch, plan, split_k
+from quack.runtime import call, dispatch, plan, split_k
 from tests.cases import Case
 from tests.split_cases import Run, SplitCase, stream_cases
 
@@ -57,7 +57,7 @@ def test_clusters_need_not_be_resident_together(config: GemmConfig):
         run = Run(SplitCase(Case("stream", 72, n, 296, out="fp32", c="fp32", config=config)), STREAM, "cpu")
         with quack.emulator.use("sm90", sms=SMS):
             run.launch()
-        launch = next(p for p in reversed(quack.gemm_interface._plans.values()) if p.split is not None)
+        launch = next(known.plan for known in reversed(call._calls.values()) if known.plan.split is not None)
         results, t = {run.bits()}, run.operands
         for resident in (2, 1):
             t.out.tensor.fill_(float("nan"))
@@ -102,16 +102,16 @@ def test_every_epilogue(monkeypatch: pytest.MonkeyPatch):
         return Choice(chosen, 1, STREAM)
 
     monkeypatch.setattr(plan.split_heuristics, "choose", choose)
-    quack.gemm_interface._plans.clear()
+    call._calls.clear()
     A, B = torch.randn(136, 300).bfloat16(), torch.randn(300, 136).bfloat16()
     exact = A.double() @ B.double()
     with quack.emulator.use("sm90", sms=SMS):
         preact, postact = quack.gemm_act(A, B, activation="relu", store_preact=True)
-        plans = [p for p in quack.gemm_interface._plans.values() if p.split is not None]
+        plans = [known.plan for known in call._calls.values() if known.plan.split is not None]
         assert len(plans) == 1 and plans[0].spec.epilogue and plans[0].split.numbers == (SMS, 5, 5)
     torch.testing.assert_close(preact.double(), exact, rtol=1e-2, atol=1e-1)
     torch.testing.assert_close(postact.double(), exact.relu(), rtol=1e-2, atol=1e-1)
-    quack.gemm_interface._plans.clear()
+    call._calls.clear()
 
 
 def test_public_calls():
@@ -120,7 +120,7 @@ def test_public_calls():
         added = quack.gemm_add(A, B, C, out_dtype=torch.float32, split_k_mode=STREAM)
         plain = quack.gemm(A, B, out_dtype=torch.float32, split_k_mode=STREAM)
         whole = quack.gemm(A, B, out_dtype=torch.float32, split_k=1, split_k_mode=STREAM)
-        kinds = [p.split is not None for p in list(quack.gemm_interface._plans.values())[-3:]]
+        kinds = [known.plan.split is not None for known in list(call._calls.values())[-3:]]
     assert kinds == [True, True, False]
     exact = A.double() @ B.double()
     torch.testing.assert_close(added.double(), exact + C.double(), rtol=0, atol=1e-3)

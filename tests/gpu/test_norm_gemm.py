@@ -6,8 +6,19 @@ import pytest
 import torch
 
 import quack
+from quack.rms_final_reduce import rms_final_reduce, rms_final_reduce_ref
 from quack.rounding import RoundingMode
-from tests.epilogue_norm_cases import ROUNDING_CONFIGS, NormCase, NormOperands, cases, check_rounding, run, verify
+from tests.epilogue_norm_cases import (
+    ROUNDING_CONFIGS,
+    NormCase,
+    NormOperands,
+    cases,
+    check_final_reduce,
+    check_rounding,
+    final_reduce_cases,
+    run,
+    verify,
+)
 
 BIG = [
     NormCase("reduce", 2040, 4104, 1032, row="log_sum_exp", col="sum"),
@@ -33,6 +44,49 @@ def test_results_repeat_bit_by_bit():
     for _ in range(10):
         run(t)
         assert all(torch.equal(value, t.results[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("name", final_reduce_cases("cpu"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_final_reduce(name: str, dtype: torch.dtype):
+    check_final_reduce(final_reduce_cases("cuda")[name].to(dtype))
+
+
+def test_final_reduce_of_many_rows():
+    check_final_reduce(torch.rand(1 << 20, 28, device="cuda"))
+    check_final_reduce(torch.rand(28, 1 << 20, device="cuda").mT)
+
+
+def test_final_reduce_waits_for_the_gemm():
+    """It starts under the tail of the GEMM (PDL): partials of the call before must never be read. Also in a graph's replays."""
+    A, B = torch.randn(2048, 512, device="cuda").bfloat16(), torch.randn(4096, 512, device="cuda").bfloat16().mT
+    scales = torch.rand(20, device="cuda").tolist()
+    D, rstd = torch.empty(2048, 4096, device="cuda").bfloat16(), torch.empty(2048, device="cuda")
+    exact = (A.double() @ B.double()).square().mean(1)
+    quack.gemm_rms_out(A, B, D, rstd, eps=0.0)
+    graph = torch.cuda.CUDAGraph()
+    x = A.clone()
+    with torch.cuda.graph(graph):
+        quack.gemm_rms_out(x, B, D, rstd, eps=0.0)
+    for i, scale in enumerate(scales):
+        x.copy_(A * 2.0 ** int(8 * scale))
+        graph.replay() if i % 2 else quack.gemm_rms_out(x, B, D, rstd, eps=0.0)
+        expected = exact.rsqrt() / 2.0 ** int(8 * scale)
+        torch.testing.assert_close(rstd.double(), expected, rtol=1e-5, atol=0.0)
+
+
+def test_final_reduce_in_a_graph_and_compiled():
+    x = torch.rand(300, 96, device="cuda")
+    expected = rms_final_reduce(x, 1 / 96)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = rms_final_reduce(x, 1 / 96)
+    captured.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(captured, expected)
+    compiled = torch.compile(lambda x: rms_final_reduce(x, 1 / 96), fullgraph=True)
+    assert torch.equal(compiled(x), expected)
+    torch.testing.assert_close(expected, rms_final_reduce_ref(x, 1 / 96))
 
 
 @pytest.mark.parametrize("config", ROUNDING_CONFIGS, ids=str)

@@ -32,6 +32,12 @@ from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
+STREAMED = (
+    "rms",
+    "rms with C",
+    "norm and swiglu",
+    "gelu, preact stored",
+)  # epilogues that stream-K is kept with as well
 
 
 def operands(ab: Dtype = Dtype.BF16, d: Dtype = Dtype.BF16, majors: str = "kkn", **d_changes: Any) -> OperandSpecs:
@@ -183,7 +189,11 @@ def hopper() -> dict[str, GemmSpec]:
             "bf16 user's softcap and C",
             gemm(config, with_c, epilogue=(EpilogueOpSpec(LINEAR + "AddC", ()), users_softcap())),
         )
-    rows |= {f"{name} {spec.config}": spec for name, spec in (*symmetric(), *norms(), *activations())}
+    rows |= {f"{name} {spec.config}": spec for name, spec in (*tf32(), *symmetric(), *norms(), *activations())}
+    for name, spec in (*norms(), *activations()):
+        streamed = split_spec(spec, SplitKMode.STREAM)
+        if name in STREAMED and legality(streamed).ok:
+            add(f"{name} split stream", streamed)
     return rows
 
 
@@ -191,6 +201,37 @@ def users_softcap() -> EpilogueOpSpec:
     """What `gemm` makes of a function: a tanh and a division for each element."""
     function = quack.pointwise(lambda acc, cap: cap * quack.ops.tanh(acc / cap))
     return EpilogueOpSpec(function(cap=30.0).name(), (PortSpec(PortKind.SCALAR, PortSource.HOST),))
+
+
+def tf32() -> Iterator[tuple[str, GemmSpec]]:
+    """fp32 operands: both K-major, and A M-major, which goes through registers; tiles are the widest that then fit."""
+    in_registers = [GemmConfig(128, 256), GemmConfig(256, 128), GemmConfig(192, 96, cluster_m=1)]
+    in_registers += [GemmConfig(128, n, pingpong=True) for n in (160, 128, 64)]
+    in_registers += [GemmConfig(64, n, pingpong=True) for n in (256, 128, 16)]
+    for config in (*in_registers, GemmConfig(128, 192, pingpong=True)):
+        config = replace(config, cluster_m=config.cluster_m if config.tile_n >= 32 else 1)
+        yield "tf32", gemm(config, operands(Dtype.FP32, Dtype.FP32))
+        if config.tile_n != 192:
+            yield "tf32 mkn", gemm(config, operands(Dtype.FP32, Dtype.FP32, majors="mkn"))
+    for config in (GemmConfig(128, 192), GemmConfig(128, 96, pingpong=True)):
+        for majors in ("kkn", "mkn"):
+            specs = operands(Dtype.FP32, Dtype.BF16, majors=majors)
+            with_c = specs._replace(c=specs.d)
+            yield f"tf32 {majors} -> bf16 all mixins", gemm(config, with_c, epilogue=full_epilogue())
+            yield f"tf32 {majors} split", split_spec(gemm(config, specs), SplitKMode.SERIAL)
+    rows = operands(Dtype.FP32, Dtype.FP32)
+    rows = rows._replace(b=replace(rows.b, ndim=3))
+    drawn = GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True, cluster_m=1)
+    yield "tf32 gathered rows", gemm(replace(drawn, tile_n=192), rows, adapter=GATHER_M)
+    yield "tf32 ragged rows", gemm(replace(drawn, cluster_n=2), rows, adapter=VARLEN_M)
+    for majors in ("kkn", "mkn"):
+        yield f"tf32 {majors} grouped", gemm(drawn, operands(Dtype.FP32, Dtype.FP32, majors=majors), adapter=GROUPED)
+    add_c = EpilogueOpSpec(LINEAR + "AddC", ())
+    specs = operands(Dtype.FP32, Dtype.FP32)
+    yield (
+        "tf32 symmetric with C",
+        symmetric_spec(gemm(replace(drawn, is_dynamic_persistent=False), specs._replace(c=specs.d), epilogue=(add_c,))),
+    )
 
 
 def symmetric() -> Iterator[tuple[str, GemmSpec]]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import quack
-from quack import SplitKMode, gemm_interface
+from quack import SplitKMode
 from quack.gemm_config import GemmConfig
+from quack.runtime import call as calling
 from quack.runtime.gather import check_gather
 from quack.runtime.operands import overlaps
 from quack.runtime.plan import GemmRequest, describe_request
@@ -145,9 +146,13 @@ def _dtype_rows() -> Iterator[Row]:
         "fp8 x bf16", lambda t: quack.gemm(t(64, 64, dtype=E4M3), t(64, 64)), "A is fp8_e4m3 and B is bf16"
     )
     yield _unsupported(
-        "fp32 inputs",
-        lambda t: quack.gemm(t(64, 64, dtype=FP32), t(64, 64, dtype=FP32)),
-        r"fp32 inputs.*A\.bfloat16\(\), B\.bfloat16\(\)",
+        "fp32 with K strided twice",
+        lambda t: quack.gemm(t(64, 64, dtype=FP32).mT, t(64, 64, dtype=FP32)),
+        r"fp32 B is not K-major.*but A can go through registers.*B with K contiguous",
+    )
+    yield _unsupported("bf16 x fp32", lambda t: quack.gemm(t(64, 64), t(64, 64, dtype=FP32)), "A is bf16 and B is fp32")
+    yield _unsupported(
+        "fp32 x fp8", lambda t: quack.gemm(t(64, 64, dtype=FP32), t(64, 64, dtype=E4M3)), "A is fp32 and B is fp8_e4m3"
     )
     yield _bad(
         "out and out_dtype differ",
@@ -666,7 +671,11 @@ def _config_rows() -> Iterator[Row]:
         lambda t: _pinned(t, tile_m=128, tile_n=16, cluster_m=4),
         "16-wide tile of B does not split into 4.*smaller cluster",
     )
-    yield _unsupported("pinned fp32", lambda t: _pinned(t, FP32), r"fp32 inputs.*A\.bfloat16\(\)")
+    yield _unsupported(
+        "pinned fp32",
+        lambda t: quack.gemm_tuned.fn(t(64, 64, dtype=FP32), t(64, 64, dtype=FP32), t(64, 64), config=GemmConfig()),
+        "fp32 B is not K-major.*B with K contiguous",
+    )
 
 
 ROWS = [
@@ -735,7 +744,7 @@ def test_a_cached_plan_still_refuses_aliasing(name: str, launches: list[tuple]):
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"out overlaps A or B|out overlaps {name}"):
             quack.gemm(a, b, out=a if name == "A" else b)
-    assert len(launches) == 1 and len(gemm_interface._plans) == 1
+    assert len(launches) == 1 and len(calling._calls) == 1
 
 
 def test_a_cached_plan_still_refuses_partial_overlap_with_c(launches: list[tuple]):

@@ -13,13 +13,12 @@ import torch
 from cutlass import cute
 
 import quack
-from quack import gemm_interface
 from quack.arch import ARCH_OF_CAPABILITY, ARCHES
 from quack.emulator.runtime.device import DEVICES
 from quack.gemm_config import GemmConfig
 from quack.gemm_port import EpilogueOpSpec
+from quack.runtime import call, plan
 from quack.runtime import compile as compiling
-from quack.runtime import plan
 from quack.runtime.compile import CompileError, cache_key, compiled_function, example_spec, load_object, source_hash
 from quack.runtime.dispatch import get_function
 from quack.runtime.spec import UnsupportedGemm
@@ -185,7 +184,7 @@ def test_the_emulated_device_decides_the_spec(family, monkeypatch):
         return lambda *arguments: None
 
     monkeypatch.setattr(plan, "get_function", get_function)
-    monkeypatch.setattr(gemm_interface, "_plans", {})
+    monkeypatch.setattr(call, "_calls", {})
     arch = ARCH_OF_CAPABILITY[DEVICES[family].compute_capability]
     A, B = torch.zeros(64, 64, dtype=torch.bfloat16), torch.zeros(64, 64, dtype=torch.bfloat16)
     with quack.emulator.use(family):

@@ -78,14 +78,14 @@ def test_choice_is_legal_and_quick_for_any_shape():
                 base = gemm(GemmConfig(), with_c, fast_accum=fast_accum, epilogue=epilogue)
                 for _ in range(100):
                     shape = GemmShape(*(int(2 ** rng.uniform(0, 15)) for _ in range(3)), rng.choice((1, 1, 7)))
-                    start = time.perf_counter()
+                    start = time.process_time()
                     spec = heuristics.choose(base, shape, SMS, _swap(base))
-                    seconds, count = seconds + time.perf_counter() - start, count + 1
+                    seconds, count = seconds + time.process_time() - start, count + 1
                     assert legality(spec).ok
                     extents = shape.swapped() if spec.config.swap_ab else shape
                     assert spec.config.cluster_m == 1 or extents.m > spec.config.tile_m
                     assert spec.config.cluster_n == 1 or extents.n > spec.config.tile_n
-    assert seconds / count < 0.02  # 2 ms on an idle machine
+    assert seconds / count < 0.02  # 2 to 4 ms; of this process, for others share its cores
 
 
 @pytest.mark.parametrize("arch", [name for name, arch in ARCHES.items() if arch.has_kernel])

@@ -118,10 +118,19 @@ def _dtype_rows() -> Iterator[Row]:
     yield _unsupported(
         "swapped mixed", lambda t: pinned(dense(t, B=half(t, 128, 96)), swap_ab=True), "B is fp16 and A is bf16"
     )
-    fp32 = r"fp32 inputs.*A\.bfloat16\(\), B\.bfloat16\(\)"
-    yield _unsupported("varlen_m fp32", lambda t: quack.gemm(**ragged_m(t, FP32)), fp32)
-    yield _unsupported("varlen_k fp32", lambda t: quack.gemm(**ragged_k(t, FP32)), fp32)
-    yield _unsupported("grouped fp32", lambda t: group(t, dense(t, FP32)), fp32)
+    fp32 = r"fp32 B is not K-major.*B with K contiguous, e\.g\. B\.mT\.contiguous\(\)\.mT"
+    yield _unsupported("varlen_m fp32", lambda t: quack.gemm(**ragged_m(t, FP32, B=t(3, 128, 96, dtype=FP32))), fp32)
+    yield _unsupported(
+        "varlen_k fp32",
+        lambda t: quack.gemm(**ragged_k(t, FP32)),
+        r"fp32 has no kernel with cu_seqlens_k.*A\.bfloat16\(\), B\.bfloat16\(\)",
+    )
+    yield _unsupported("grouped fp32", lambda t: group(t, dense(t, FP32, "mn")), fp32)
+    yield _unsupported(
+        "gated fp32",
+        lambda t: quack.gemm_gated(t(64, 128, dtype=FP32), t(128, 96, dtype=FP32), activation="swiglu"),
+        fp32,
+    )
 
 
 def _config_rows() -> Iterator[Row]:

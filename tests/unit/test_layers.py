@@ -51,6 +51,7 @@ LAYERS = {
     "quack.gemm_epilogue_plan": 3,
     "quack.symmetric_commit": 3,
     "quack.compose": 3,
+    "quack.kernels": 4,
     "quack.execution": 3.5,  # above the plain modules of L3, below the arch kernels
     "quack.sm90": 4,
     "quack.sm100": 4,
@@ -65,7 +66,10 @@ LAYERS = {
     "quack.gemm_interface": 6,
     "quack.grouped": 6,
     "quack.gemm_activation": 6,
+    "quack.gemm_backward": 6,
+    "quack.gemm_forward": 6,
     "quack.gemm_norm": 6,
+    "quack.gemm_operands": 6,
     "quack.gemm_reduction": 6,
     "quack.rms_final_reduce": 6,
     "quack.gemm_symmetry": 6,

@@ -17,7 +17,7 @@ from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VAR
 from quack.runtime.split_k import split_spec
 from quack.sm90.resources import MMA_REGISTERS, SMEM_CAPACITY, resources
 from quack.split_k import SplitKMode
-from tests.unit.ledger import full_epilogue, gemm, operands
+from tests.unit.ledger import full_epilogue, gemm, operands, shipped
 
 REGISTER_FILE = 65536  # 32-bit registers of one SM
 SAMPLE = 12
@@ -53,7 +53,9 @@ def budget_of(spec: GemmSpec) -> GemmResources:
         (dict(tile_m=256, tile_n=256), operands(), ["256x256", "256 accumulator registers", "limit", "tile_n"]),
         (dict(tile_m=192, tile_n=256), operands(), ["192x256", "128 accumulator registers", "limit 64"]),
         (dict(tile_m=256, tile_n=192, tile_k=128), operands(), ["256x192x128", "1 operand stages", "at least 2"]),
-        ({}, changed(a={"dtype": Dtype.FP32}), ["fp32", "sm_90a", "bfloat16"]),
+        ({}, changed(a={"dtype": Dtype.FP32}), ["A is fp32", "B is bf16", "convert"]),
+        ({}, operands(Dtype.FP32, majors="knn"), ["fp32 B", "K-major", "A can go through registers", "contiguous"]),
+        (dict(tile_n=192, pingpong=True), operands(Dtype.FP32, majors="mkn"), ["192 accumulator registers", "limit 160"]),
         ({}, changed(a={"dtype": Dtype.FP16}), ["A is fp16", "B is bf16"]),
         ({}, changed(b={"dtype": Dtype.E4M3}), ["A is bf16", "B is fp8_e4m3"]),
         ({}, operands(Dtype.E5M2, majors="knn"), ["fp8 B", "K-major", "contiguous"]),
@@ -244,6 +246,19 @@ def test_operands_in_halves_compile_without_spills(name: str):
         now, plain = kernel_facts(spec), kernel_facts(replace(kinds()[name], config=spec.config))
         assert now["spill_bytes"] == 0, (spec.config, now)
         assert now["wgmma_serialized"] <= plain["wgmma_serialized"], (spec.config, now)
+
+
+@pytest.mark.parametrize("mode", [SplitKMode.SERIAL, SplitKMode.STREAM])
+def test_parts_with_reductions_and_c_need_registers(mode: SplitKMode):
+    """Measured: 16 to 48 bytes of spills with 128 accumulators in two slabs of a shared tile, none with 112 or in one."""
+    rows = {n: s for n, s in shipped().items() if n.startswith("sm_90a rms with C") and "split" not in n}
+    assert len(rows) == 3
+    for spec in rows.values():
+        config = spec.config
+        verdict = legality(split_spec(spec, mode))
+        is_narrow = not config.pingpong and config.tile_m == 256
+        assert legality(spec).ok and verdict.ok != is_narrow and (verdict.ok or "limit 112" in str(verdict.reason))
+        assert legality(split_spec(replace(spec, config=replace(config, tile_n=112)), mode)).ok
 
 
 @pytest.mark.parametrize("adapter", [VARLEN_M, GROUPED])

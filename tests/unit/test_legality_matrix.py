@@ -170,7 +170,16 @@ def accumulators(cell: Cell) -> int:
     256; precise fp8 holds partial sums besides."""
     config = cell.config
     warpgroups = 1 if config.pingpong else {64: 1, 128: 2, 192: 3, 256: 2}[config.tile_m]
-    return config.tile_m * config.tile_n // (128 * warpgroups) * (2 if family(cell.a) == "fp8" else 1)
+    first = cell.b if swaps(cell) else cell.a
+    return config.tile_m * config.tile_n // (128 * warpgroups) * (2 if family(first) == "fp8" else 1)
+
+
+def fragments(cell: Cell) -> int:
+    """Registers of a thread for half a k tile of an fp32 operand that wgmma cannot read from shared memory, while multiplying."""
+    config = cell.config
+    dtype, major = (cell.b, cell.majors[1]) if swaps(cell) else (cell.a, cell.majors[0])
+    slabs = config.tile_m // 64 if config.pingpong else {64: 1, 128: 1, 192: 1, 256: 2}[config.tile_m]
+    return 16 * slabs if dtype is FP32 and major != "k" else 0
 
 
 def room(cell: Cell) -> int:
@@ -194,11 +203,14 @@ def room(cell: Cell) -> int:
     if is_column_major and has_slabs:
         if (elements_of_c and elements_of_d) or (cell.adapter == GROUPED and (elements_of_c or elements_of_d)):
             return 64
-    return min(most, (200 if config.tile_m == 64 and not config.pingpong else 192) - taken)
+    return min(most, (200 if config.tile_m == 64 and not config.pingpong else 192) - max(taken, fragments(cell)))
 
 
 def splits_badly(cell: Cell, name: str) -> bool:
-    """Half a tile of 64 or 192 is no whole number of 64-element atoms; K-major operands have atoms of 8."""
+    """Half a tile of 64 or 192 is no whole number of 64-element atoms; K-major operands have atoms of 8. Atoms of fp32 have 32
+    elements, and those of fp8 128, or 64 where a tile is no multiple of that."""
+    if (cell.a if name == "A" else cell.b) is FP32:
+        return False
     outer = cell.majors["AB".index(name)] != "k"
     is_a_of_kernel = (name == "A") != swaps(cell)
     tile, ctas = (
@@ -230,7 +242,8 @@ class Rule(NamedTuple):
 
 RULES = (
     # dtypes and majors that wgmma multiplies
-    Rule(lambda x: FP32 in (x.a, x.b), r"^fp32 inputs \(tf32\)"),
+    Rule(lambda x: x.b is FP32 and x.majors[1] != "k" and not swaps(x), "^fp32 B is not K-major: .* but A can go through"),
+    Rule(lambda x: x.a is FP32 and x.majors[0] != "k" and swaps(x), "^fp32 A is not K-major: .* but B, with swap_ab=True,"),
     Rule(lambda x: family(x.a) != family(x.b), "A is {x.a.value} and B is {x.b.value}|B is {x.b.value} and A is {x.a.value}"),
     Rule(lambda x: family(x.a) == "fp8" and x.majors[0] != "k", "^fp8 A is not K-major"),
     Rule(lambda x: family(x.b) == "fp8" and x.majors[1] != "k", "^fp8 B is not K-major"),
@@ -238,6 +251,10 @@ RULES = (
     Rule(lambda x: x.has("unaligned B"), "^B is not 16-byte aligned"),
     # ragged dimensions
     Rule(lambda x: x.is_ragged_k and "fp8" in (family(x.a), family(x.b)), "^fp8 has no kernel with cu_seqlens_k"),
+    Rule(
+        lambda x: x.is_ragged_k and FP32 in (x.a, x.b) and "fp8" not in (family(x.a), family(x.b)),
+        "^fp32 has no kernel with cu_seqlens_k",
+    ),
     Rule(lambda x: x.is_ragged_k and x.majors[0] == "k", "^A is K-major: with cu_seqlens_k"),
     Rule(lambda x: x.is_ragged_k and x.majors[1] == "k", "^B is K-major: with cu_seqlens_k"),
     Rule(lambda x: x.adapter == VARLEN_M and x.majors[0] == "m", "^A is M-major: with cu_seqlens_m .* TMA boxes"),
@@ -355,8 +372,9 @@ def all_dtypes(adapter: str) -> Iterator[Cell]:
 
 
 def all_storages(adapter: str) -> Iterator[Cell]:
-    """Every configuration, storage, major and epilogue, for 16-bit and mixed 8-bit operands."""
-    grid = itertools.product(EPILOGUES, ((BF16, BF16), (E4M3, E5M2)), (FP16, FP32), MAJORS, CONFIGS, STORAGES)
+    """Every configuration, storage, major and epilogue, for 16-bit, mixed 8-bit and fp32 operands."""
+    inputs = ((BF16, BF16), (E4M3, E5M2), (FP32, FP32))
+    grid = itertools.product(EPILOGUES, inputs, (FP16, FP32), MAJORS, CONFIGS, STORAGES)
     for epilogue, (a, b), d, majors, config, storage in grid:
         yield Cell(adapter, epilogue, a, b, d, majors, config, storage)
 
@@ -398,8 +416,9 @@ def test_every_rule_refuses_some_cell_by_itself():
             if len(holding) == 1:
                 alone[holding[0]] += 1
     unseen = {RULES[i].reason for i, count in alone.items() if not count}
-    # These come with others: fp32, and majors that cannot suit both fp8 and a ragged K.
-    assert unseen <= {r"^tile_k=128 is 512 bytes", "^fp8 has no kernel with cu_seqlens_k"}, unseen
+    # These come with others: 512 bytes of fp32, and majors that cannot suit both fp8 or fp32 and a ragged K.
+    ragged_k = {f"^{kind} has no kernel with cu_seqlens_k" for kind in ("fp8", "fp32")}
+    assert unseen <= ragged_k | {r"^tile_k=128 is 512 bytes"}, unseen
 
 
 @pytest.mark.parametrize(

@@ -474,10 +474,10 @@ REFUSED = {
         ValueError,
         "x has dtype torch.bfloat16 and weight has dtype torch.float16: .*autocast",
     ),
-    "fp32": (
-        lambda: linear.linear_func(half(3, 5).float(), half(4, 5).float()),
+    "fp64": (
+        lambda: linear.linear_func(half(3, 5).double(), half(4, 5).double()),
         UnsupportedGemm,
-        "x has dtype torch.float32.*autocast",
+        "x has dtype torch.float64.*autocast",
     ),
     "unknown activation": (
         lambda: linear.linear_act_func(half(3, 5), half(4, 5), "swish"),

@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 
 import quack
-from quack.gemm_config import GemmConfig
+from quack.gemm_config import Dtype, GemmConfig
 from quack.gemm_norm import gemm_norm_act_out, gemm_norm_act_ref, gemm_rms_out, gemm_rms_ref
 from quack.gemm_reduction import combine, gemm_reduce
 from quack.reduction import Reduction
-from quack.rms_final_reduce import rms_final_reduce
+from quack.rms_final_reduce import rms_final_reduce, rms_final_reduce_ref
 from quack.rounding import RoundingMode
+from quack.runtime import row_sum
+from quack.runtime.compile import kernel_facts, trace
+from quack.runtime.row_sum import has_vectors, lane_group, row_sum_spec
 from quack.runtime.spec import UnsupportedGemm
 from tests.philox import philox, random_bits, round_stochastically
 
@@ -129,7 +132,7 @@ def test_tiles_that_would_spill_are_refused(launches):
         gemm_reduce(A, B, row="sum", col="sum", config=wide)
     gemm_reduce(A, B, row="sum_of_squares", config=wide)
     gemm_reduce(A, B, col="max", config=wide)
-    assert len(launches) == 3
+    assert len(launches) == 4  # the sum of squares adds up its partials
 
 
 # ---- references -------------------------------------------------------------------------------------------------------
@@ -161,12 +164,95 @@ def test_references_of_groups():
         first += size
 
 
-def test_rms_final_reduce():
+def test_rms_final_reduce_ref():
     x = torch.rand(3, 5, 7).bfloat16()
-    torch.testing.assert_close(rms_final_reduce(x, 0.25, 0.5), (x.float().sum(-1) * 0.25 + 0.5).rsqrt())
+    torch.testing.assert_close(rms_final_reduce_ref(x, 0.25, 0.5), (x.float().sum(-1) * 0.25 + 0.5).rsqrt())
+    torch.testing.assert_close(rms_final_reduce_ref(x.double(), 0.25, 0.5), (x.double().sum(-1) * 0.25 + 0.5).rsqrt())
+
+
+# ---- the final reduction ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((1.0, 1.0), TypeError, "x is a float, expected a torch.Tensor of partial sums"),
+        ((torch.tensor(1.0), 1.0), TypeError, "x is a 0-dimensional tensor"),
+        ((torch.ones(2, 3), "1"), TypeError, "scale is a str, expected a float"),
+        ((torch.ones(2, 3), torch.ones(1)), TypeError, "scale is a Tensor, expected a float"),
+        ((torch.ones(2, 3), 1.0, None), TypeError, "eps is a NoneType, expected a float"),
+        (
+            (torch.ones(2, 3, dtype=torch.int32), 1.0),
+            ValueError,
+            "x has dtype torch.int32, expected one of torch.bfloat16",
+        ),
+        (
+            (torch.ones(1, 1).expand(2**31, 4), 1.0),
+            ValueError,
+            r"x has shape \(2147483648, 4\): more than 2147483520 rows",
+        ),
+    ],
+)
+def test_rms_final_reduce_refuses(launches, arguments, error, message):
+    with pytest.raises(error, match=message):
+        rms_final_reduce(*arguments)
+    assert not launches
+
+
+def test_rms_final_reduce_needs_a_device():
+    with pytest.raises(ValueError, match="x is on cpu: quack runs on CUDA devices"):
+        rms_final_reduce(torch.ones(2, 3), 1.0)
+
+
+def test_rms_final_reduce_of_nothing(launches):
     assert (rms_final_reduce(torch.empty(4, 0), 1.0, 0.25) == 2.0).all()
-    with pytest.raises(TypeError, match="x is a float"):
-        rms_final_reduce(1.0, 1.0)
+    assert rms_final_reduce(torch.empty(3, 0, 5), 1.0).shape == (3, 0)
+    assert not launches
+
+
+@pytest.mark.parametrize(
+    "x, vector, group",
+    [
+        (torch.ones(8, 32), True, 1),
+        (torch.ones(8, 128), True, 3),
+        (torch.ones(8, 4096), True, 5),
+        (torch.ones(8, 4), True, 0),
+        (torch.ones(8, 64).bfloat16(), True, 1),
+        (torch.ones(8, 36).bfloat16(), False, 4),
+        (torch.ones(8, 33), False, 3),
+        (torch.ones(8, 36)[:, 1:33], False, 3),
+        (torch.ones(8, 42)[:, :32], False, 3),
+        (torch.ones(1, 42)[:, :32], True, 1),
+        (torch.ones(32, 8).mT, False, 0),
+        (torch.ones(8, 64)[:, ::2], False, 0),
+        (torch.ones(2, 8, 32), True, 1),
+    ],
+)
+def test_lanes_of_the_final_reduction(x, vector, group):
+    assert (has_vectors(x), lane_group(x, vector)) == (vector, group)
+
+
+def test_final_reduction_makes_one_launch_and_one_plan(launches):
+    for _ in range(2):
+        out = rms_final_reduce(torch.ones(8, 32), 0.5)
+        x, result, scale, eps, group = launches[-1]
+        assert result is out and out.shape == (8,) and (scale, eps, group) == (0.5, 1e-6, 1)
+    rms_final_reduce(torch.ones(2, 3, 4, 32).double(), 0.5)
+    assert launches[-1][0].shape == (24, 32) and launches[-1][0].dtype == FP32
+    assert len(launches) == 3 and len(row_sum._plans) == 2
+
+
+@pytest.mark.parametrize("is_vector", [True, False])
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.BF16])
+def test_final_reduction_compiles_without_spills(tmp_path, dtype, is_vector):
+    spec = row_sum_spec("sm_90a", dtype, 2, is_vector, is_rms=True)
+    facts = kernel_facts(spec)
+    assert facts["spill_bytes"] == 0 and facts["registers"] <= 40
+    ptx = trace(spec, f"--keep-ptx --dump-dir={tmp_path}").__ptx__
+    assert ptx.count("ld.global.v4") == (4 if is_vector else 0), "loads of a lane are in flight together"
+    body = ptx[ptx.index("griddepcontrol.wait") :]
+    assert "ld.global" in body and "ld.global" not in ptx[: -len(body)], "nothing is read before the GEMM has ended"
+    assert "griddepcontrol.launch_dependents" in ptx and "shfl.sync.bfly" in body and "rsqrt.approx.f32" in body
 
 
 @pytest.mark.parametrize("reduction", list(Reduction))

@@ -54,9 +54,13 @@ def _rows() -> Iterator[Row]:
     yield _bad("out type", lambda t: gram(t, out=3), "out is a int", TypeError)
     yield _bad("config type", lambda t: gram(t, out=t(64, 64), config={}), "config is a dict", TypeError)
     yield _bad("C device", lambda t: gram(t, out=t(64, 64), C=t.elsewhere(64, 64)), "C is on")
-    yield _unsupported("fp8 in", lambda t: gram(t, dtype=E4M3, out=t(64, 64)), "A is fp8_e4m3.*bf16 or fp16")
+    yield _unsupported("fp8 in", lambda t: gram(t, dtype=E4M3, out=t(64, 64)), "A is fp8_e4m3.*bf16, fp16 or fp32")
     yield _unsupported("fp8 out", lambda t: gram(t, out=t(64, 64, dtype=E4M3)), "out is fp8_e4m3.*fp32")
-    yield _unsupported("fp32 in", lambda t: gram(t, dtype=FP32), "fp32 inputs")
+    yield _unsupported(
+        "fp32 of columns",
+        lambda t: quack.gemm_symmetric(t(128, 64, dtype=FP32).mT, t(128, 64, dtype=FP32)),
+        "fp32 B is not K-major.*B with K contiguous",
+    )
     yield _unsupported("tile", lambda t: pinned(t, tile_n=128), "tile_m=64 and tile_n=128.*square.*tile_n=64")
     yield _unsupported("swap", lambda t: pinned(t, swap_ab=True), "own transpose.*swap_ab=False")
     yield _unsupported("cluster", lambda t: pinned(t, cluster_m=2, cluster_n=2), r"\(2, 2\) has no schedule.*\(2, 1\)")

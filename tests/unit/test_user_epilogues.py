@@ -25,7 +25,7 @@ from quack.runtime.epilogue import Allocated
 from quack.runtime.plan import GemmRequest, describe_request
 from quack.runtime.spec import GemmSpec, UnsupportedGemm
 from quack.runtime.user_code import content_of
-from quack.runtime.user_epilogue import UserCall, user_call
+from quack.runtime.user_epilogue import user_call
 
 ROOT = Path(__file__).resolve().parents[2]
 M, N, K = 64, 48, 32
@@ -34,9 +34,17 @@ WEIGHTS = [1.0, 2.0]
 BIAS = torch.zeros(N)
 
 
-def call(epilogue: Any = None, commit: Any = None, C: Optional[torch.Tensor] = None, **changes: Any) -> UserCall:
-    A, B = torch.zeros(M, K).bfloat16(), torch.zeros(K, N).bfloat16()
-    return user_call(GemmRequest(A, B, torch.zeros(M, N).bfloat16(), C, **changes), epilogue, commit)
+class Made(NamedTuple):
+    """What a call with a user's epilogue comes to."""
+
+    request: GemmRequest
+    outputs: tuple[str, ...]
+
+
+def call(epilogue: Any = None, commit: Any = None, C: Optional[torch.Tensor] = None, **changes: Any) -> Made:
+    A, B, out = torch.zeros(M, K).bfloat16(), torch.zeros(K, N).bfloat16(), torch.zeros(M, N).bfloat16()
+    made = user_call({"A": A, "B": B, "out": out, "C": C, **changes}, epilogue, commit)
+    return Made(made.form.complete(made.operands, (None, False, None, False, None)), made.outputs)
 
 
 def names(*epilogue: Any) -> tuple[str, ...]:
@@ -362,11 +370,11 @@ def test_keys_are_the_same_in_another_process_and_file(tmp_path):
     code = (
         "import torch, quack\n"
         "from quack import ops\n"
-        "from dataclasses import dataclass\n" + TEXT.format(1.0) + "from quack.runtime.plan import GemmRequest\n"
-        "from quack.runtime.user_epilogue import user_call\n"
-        "r = GemmRequest(torch.zeros(64, 32), torch.zeros(32, 48), torch.zeros(64, 48))\n"
+        "from dataclasses import dataclass\n" + TEXT.format(1.0) + "from quack.runtime.user_epilogue import user_call\n"
+        "r = {'A': torch.zeros(64, 32), 'B': torch.zeros(32, 48), 'out': torch.zeros(64, 48)}\n"
         "f = lambda acc: ops.relu(acc) if 'x' in frozenset({'x', 'y', 'z'}) else acc\n"
-        "print(*(t.mixin for t in user_call(r, (Scaled(torch.zeros(48)), f), None).request.epilogue))\n"
+        "made = user_call(r, (Scaled(torch.zeros(48)), f), None)\n"
+        "print(*(t.mixin for t in made.form.complete(made.operands, (None, False, None, False, None)).epilogue))\n"
     )
     path = tmp_path / "script.py"
     path.write_text(code)
