@@ -16,14 +16,10 @@ import torch
 
 from .block_scales import BLOCK_BYTES, BLOCK_ROWS, BLOCK_SCALES
 from .gemm_config import GemmConfig
-from .gemm_interface import (
-    Scalar,
-    _check_out_dtype,
-    _output,
-    launch_with_epilogue,
-    launch_with_user_epilogue,
-)
+from .gemm_interface import Scalar, add_output, launch_with_user_epilogue
+from .runtime.call import Form, Operands, launch
 from .runtime.plan import GemmRequest
+from .runtime.split_k import check_split
 from .split_k import SplitKMode
 
 _FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -55,8 +51,8 @@ def gemm_blockscaled(
     A_scale, B_scale: contiguous, what `blocked_scales` returns for one scale per row of A (column of B) and block of K; any
     shape with as many elements. Their padding must not be NaN. K is a multiple of the elements of a scale, 16 or 32.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
-    in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an instruction. torch.compile breaks
-    the graph here.
+    in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an
+    instruction. torch.compile breaks the graph here.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.disable(gemm_blockscaled, reason="quack.gemm_blockscaled runs outside of graphs")(
@@ -66,18 +62,30 @@ def gemm_blockscaled(
     for name, scale in (("A_scale", A_scale), ("B_scale", B_scale)):
         if not isinstance(scale, torch.Tensor):
             raise TypeError(f"{name} is a {type(scale).__name__}, expected a torch.Tensor")
-    if out is None:
-        out = _output(A, B, out_dtype or torch.bfloat16)
-    else:
-        _check_out_dtype(out, out_dtype)
-    request = GemmRequest(
-        A, B, out, C, bias, alpha, beta, config=config, dynamic=dynamic_scheduler, split_k=split_k, split_k_mode=split_k_mode,
-        A_scale=A_scale, B_scale=B_scale,
-    )  # fmt: skip
+    check_split(split_k, split_k_mode)
+    operands: Operands = {
+        "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "A_scale": A_scale, "B_scale": B_scale,
+    }  # fmt: skip
     if epilogue is not None or commit is not None:
-        return launch_with_user_epilogue(request, epilogue, commit)
-    launch_with_epilogue(request)
-    return out
+        return launch_with_user_epilogue(
+            operands, (out_dtype, False, config, dynamic_scheduler, None), epilogue, commit
+        )
+    launch(_FORM, operands, (out_dtype, config, dynamic_scheduler, split_k, split_k_mode))
+    return operands["out"]
+
+
+def _request(
+    operands: Operands,
+    out_dtype: Optional[torch.dtype],
+    config: Optional[GemmConfig],
+    dynamic: bool,
+    split_k: Optional[int],
+    split_k_mode: SplitKMode,
+) -> GemmRequest:
+    return GemmRequest(**operands, config=config, dynamic=dynamic, split_k=split_k, split_k_mode=split_k_mode)
+
+
+_FORM = Form(_request, add_output)
 
 
 def gemm_blockscaled_ref(

@@ -28,7 +28,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .residency import cluster_count
-from .scales import bytes_of, check_scales, elements_along_k, scale_words
+from .scales import Scales, check_scales, elements_along_k
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -74,7 +74,7 @@ class GemmRequest:
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
     plan: str = DEFAULT_COMMIT  # the commit policy
-    A_scale: Optional[torch.Tensor] = None  # both or neither: blocks as `block_scales` has them
+    A_scale: Optional[torch.Tensor] = None  # of block-scaled operands, both or neither: blocks as `block_scales` has them
     B_scale: Optional[torch.Tensor] = None
     halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
@@ -97,14 +97,9 @@ class GemmRequest:
         return self.cu_seqlens_m, self.cu_seqlens_k, self.A_idx, self.batch_idx_permute
 
     @property
-    def scales(self) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
-        return self.A_scale, self.B_scale
-
-    @property
     def problem_arguments(self) -> Optional[tuple[torch.Tensor, ...]]:
-        """The scales of A and B, and the adapter's own tensors."""
-        own = tuple(v for v in self.ragged_arguments if v is not None)
-        return (*(scale_words(self) if self.A_scale is not None else ()), *own) or None
+        """The adapter's own tensors."""
+        return tuple(v for v in self.ragged_arguments if v is not None) or None
 
     @property
     def used_c(self) -> Optional[torch.Tensor]:
@@ -143,8 +138,8 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "clusters", "copy_a", "copy_b", "device", "function", "is_batched", "is_counted", "repeats", "shape", "spec", "split",
-        "swapped",
+        "clusters", "copy_a", "copy_b", "device", "function", "is_batched", "is_counted", "repeats", "scales", "shape", "spec",
+        "split", "swapped",
     )  # fmt: skip
 
     def __init__(
@@ -167,6 +162,7 @@ class GemmPlan:
         self.is_counted = spec.config.is_dynamic_persistent and (split is not None or not spec.cancels)
         self.copy_a, self.copy_b = copies
         self.repeats = repeats
+        self.scales = Scales.of(request)
 
     def run(
         self,
@@ -178,11 +174,8 @@ class GemmPlan:
         arguments: Optional[tuple[torch.Tensor, ...]] = None,
     ) -> None:
         """Launch on the current stream of the tensors' device. Same contract as the compiled function."""
-        if self.spec.operands.is_scaled:
-            assert arguments is not None
-            A, B = bytes_of(A), bytes_of(B)
-            if self.swapped:
-                arguments = (arguments[1], arguments[0], *arguments[2:])
+        if self.scales is not None:
+            A, B, arguments = self.scales.stored(A, B, arguments, self.swapped)
         if self.copy_a:
             A = aligned_copy(A, self.spec.operands.b if self.swapped else self.spec.operands.a)
         if self.copy_b:

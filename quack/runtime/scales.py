@@ -1,6 +1,6 @@
 """Scale factors of block-scaled A and B: what a call may pass, and how the kernel sees it."""
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import torch
 
@@ -18,11 +18,6 @@ SCALING_OF_TORCH = {torch.float8_e8m0fnu: BlockScaling.MX, torch.float8_e4m3fn: 
 def elements_along_k(request: "GemmRequest") -> int:
     """K, of which a tensor of packed elements shows half."""
     return request.A.shape[-1] * (2 if INPUT_DTYPE_OF_TORCH.get(request.A.dtype) is Dtype.E2M1 else 1)
-
-
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory, in a dtype that torch copies and the kernel takes, if its own is smaller than a byte."""
-    return tensor.view(torch.uint8) if tensor.dtype is torch.float4_e2m1fn_x2 else tensor
 
 
 def check_scales(request: "GemmRequest") -> Optional[BlockScaling]:
@@ -52,7 +47,9 @@ def check_scales(request: "GemmRequest") -> Optional[BlockScaling]:
         )
     scaling, k = SCALING_OF_TORCH[A_scale.dtype], elements_along_k(request)
     if k == 0 or k % scaling.block:
-        raise ValueError(f"K = {k} is not a positive multiple of {scaling.block}, the elements of one {A_scale.dtype} scale")
+        raise ValueError(
+            f"K = {k} is not a positive multiple of {scaling.block}, the elements of one {A_scale.dtype} scale"
+        )
     for name, scale, extent in (("A", A_scale, request.A.shape[-2]), ("B", B_scale, request.B.shape[-1])):
         rows, blocks = blocks_of(extent, k, scaling)
         batch = request.A.shape[0] if request.A.dim() == 3 else 1
@@ -67,14 +64,25 @@ def check_scales(request: "GemmRequest") -> Optional[BlockScaling]:
     return scaling
 
 
-def scale_words(request: "GemmRequest") -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales of A and B as the kernel takes them: int64 (L, row blocks, words)."""
-    A, B, A_scale, B_scale = request.A, request.B, request.A_scale, request.B_scale
-    assert A_scale is not None and B_scale is not None
-    _, blocks = blocks_of(1, elements_along_k(request), SCALING_OF_TORCH[A_scale.dtype])
-    batch, words = A.shape[0] if A.dim() == 3 else 1, blocks * BLOCK_WORDS
+class Scales(NamedTuple):
+    """How a prepared call hands block-scaled operands to its kernel. batch, words: of a row of blocks of the scales."""
 
-    def view(scale: torch.Tensor) -> torch.Tensor:
-        return scale.view(-1).view(torch.int64).view(batch, -1, words)
+    batch: int
+    words: int
 
-    return view(A_scale), view(B_scale)
+    @staticmethod
+    def of(request: "GemmRequest") -> Optional["Scales"]:
+        if request.A_scale is None:
+            return None
+        _, blocks = blocks_of(1, elements_along_k(request), SCALING_OF_TORCH[request.A_scale.dtype])
+        return Scales(request.A.shape[0] if request.A.dim() == 3 else 1, blocks * BLOCK_WORDS)
+
+    def stored(
+        self, A: torch.Tensor, B: torch.Tensor, arguments: Optional[tuple[Any, ...]], swapped: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
+        """A, B and the arguments, scales first, in dtypes that the kernel takes: packed elements as bytes, scales as words."""
+        assert arguments is not None
+        if A.dtype is torch.float4_e2m1fn_x2:
+            A, B = A.view(torch.uint8), B.view(torch.uint8)
+        first, second = (scale.view(-1).view(torch.int64).view(self.batch, -1, self.words) for scale in arguments[:2])
+        return A, B, (*((second, first) if swapped else (first, second)), *arguments[2:])

@@ -18,7 +18,10 @@ def scaling_refusals(spec: GemmSpec, arch: Arch) -> Iterator[tuple[str, str]]:
     scaled = arch.execution.scaled
     if not scaled:
         known = ", ".join(other.name for other in ARCHES.values() if other.execution.scaled and other.has_kernel)
-        yield f"block-scaled operands have no kernel on {arch.name}", f"a GPU of {known}, or gemm with operands rescaled"
+        yield (
+            f"block-scaled operands have no kernel on {arch.name}",
+            f"a GPU of {known}, or gemm with operands rescaled",
+        )
         return
     kinds = {a.dtype, b.dtype}
     scale = f"{a.scaling.dtype.value} scales for {a.scaling.block} elements"
@@ -37,7 +40,10 @@ def scaling_refusals(spec: GemmSpec, arch: Arch) -> Iterator[tuple[str, str]]:
     if spec.adapter != DENSE:
         yield f"block-scaled operands have no kernel with {spec.adapter.partition(':')[2]}", "one call per problem"
     if spec.pieces_of is None and config.tile_n % TILE_N_STEP:
-        yield f"tile_n={config.tile_n}: scales of B lie in blocks, tiles begin at multiples of {TILE_N_STEP}", "tile_n=128"
+        yield (
+            f"tile_n={config.tile_n}: scales of B lie in blocks, tiles begin at multiples of {TILE_N_STEP}",
+            "tile_n=128",
+        )
     if config.tile_k is not None and a.dtype.bytes_of(config.tile_k) != 128:
         yield (
             f"tile_k={config.tile_k}: tensor memory has columns for the scales of 128 bytes of K",

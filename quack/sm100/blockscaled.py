@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, Int64
-from cutlass.cute.nvgpu import tcgen05
+from cutlass.cute.nvgpu import cpasync, tcgen05
 from cutlass.utils import blockscaled_layout
 from cutlass.utils import sm100 as sm100_utils
 
 from ..block_scales import BLOCK_ROWS, BLOCK_WORDS, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
 from ..execution.cta import CtaContext, SmemTensors
-from ..execution.transport import make_load_operand, partition_load
+from ..execution.transport import partition_load
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
@@ -84,7 +84,8 @@ class BlockScaledGemmSm100(GemmSm100):
             batch_stride, row_stride, _ = tensor.layout.stride
             layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
             modes = cute.make_tensor(tensor.iterator, layout)
-            operands.append(make_load_operand(self.load_op(1), modes, self.smem_layout_scales(box), box, 1))
+            stage = cute.make_layout(box, stride=(box[1], 1))
+            operands.append(TmaOperand(*cpasync.make_tiled_tma_atom(self.load_op(1), modes, stage, box)))
         return tuple(operands)
 
     @property

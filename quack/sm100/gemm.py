@@ -211,7 +211,9 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
     def accumulators(self, tiled_mma: cute.TiledMma, pointer: cute.Pointer) -> cute.Tensor:
         """(MMA, MMA_M, MMA_N, acc_stages) of this CTA in tensor memory."""
         shape = tiled_mma.partition_shape_C((CTA_M * self.mma_ctas, self.config.tile_n))
-        return cute.make_tensor(pointer, tiled_mma.make_fragment_C(cute.append(shape, self.resources.acc_stages)).layout)
+        return cute.make_tensor(
+            pointer, tiled_mma.make_fragment_C(cute.append(shape, self.resources.acc_stages)).layout
+        )
 
     # ---- kernel ---------------------------------------------------------------------------------------------------
 
