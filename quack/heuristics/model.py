@@ -85,19 +85,24 @@ def rates_of(spec: GemmSpec, waves: int, k: int) -> Roofline:
 
 def hides_drain(spec: GemmSpec) -> bool:
     """Whether a tile's epilogue runs behind the next tile's multiplication."""
-    return spec.config.pingpong or tuning_of(spec.arch).overlaps_drain
+    return spec.config.pingpong or overlaps_drain(spec)
+
+
+def overlaps_drain(spec: GemmSpec) -> bool:
+    """The same of tiles that are not ping-pong: block scales may leave tensor memory no room for two."""
+    return tuning_of(spec.arch).overlaps_drain and budget_of(spec).acc_stages > 1
 
 
 def traffic_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """A tile's operands from the L2 to one SM."""
     config = spec.config
     lines = config.cta_tile_m / config.cluster_n + config.tile_n / config.cluster_m
-    return lines * k * spec.operands.a.dtype.bits / 8 / rates.l2_bytes_per_ns
+    return lines * k * element_bytes(spec) / rates.l2_bytes_per_ns
 
 
 def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """Time from one tile to the next on one SM."""
-    config, size, tuning = spec.config, spec.operands.a.dtype.bits / 8, tuning_of(spec.arch)
+    config, size, tuning = spec.config, element_bytes(spec), tuning_of(spec.arch)
     tile_m = config.cta_tile_m
     assert config.tile_k is not None
     k = math.ceil(k / config.tile_k) * config.tile_k
@@ -109,7 +114,7 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
         if spec.adapter in GATHERING and not config.use_tma_gather
         else 0.0
     )
-    if tuning.overlaps_drain:
+    if overlaps_drain(spec):
         return max(mma, traffic, copies, drain_ns(spec))
     return max(mma, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
 
@@ -117,6 +122,12 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
 def drain_ns(spec: GemmSpec) -> float:
     """Epilogue of one tile; see `hides_drain`."""
     return spec.config.cta_tile_m * spec.config.tile_n * output_bytes(spec) / roofline_of(spec.arch).store_bytes_per_ns
+
+
+def element_bytes(spec: GemmSpec) -> float:
+    """Of A or B, with its part of a scale."""
+    a = spec.operands.a
+    return a.dtype.bits / 8 + (0.0 if a.scaling is None else 1 / a.scaling.block)
 
 
 def output_bytes(spec: GemmSpec) -> float:
@@ -128,7 +139,7 @@ def output_bytes(spec: GemmSpec) -> float:
 
 def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     """Least HBM traffic of one problem."""
-    inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bits / 8
+    inputs = (shape.m + shape.n) * shape.k * element_bytes(spec)
     return inputs + shape.m * shape.n * output_bytes(spec)
 
 

@@ -21,11 +21,10 @@ REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they ar
 
 @dataclass(frozen=True)
 class Sm100Resources(GemmResources):
-    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two. acc_stages: tiles whose accumulators are there,
-    two where that leaves room for the scales of a k tile. Registers hold one subtile at a time, not the accumulators."""
+    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two: accumulators of acc_stages tiles, two
+    where that leaves room for the scales of a k tile. Registers hold one subtile at a time, not the accumulators."""
 
     tmem_columns: int = MIN_TMEM_COLUMNS
-    acc_stages: int = MAX_ACC_STAGES
     slab_m: int = CTA_M
 
     @property
