@@ -237,6 +237,7 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
 
 def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     yield from _feature_refusals(spec, arch)
+    yield from (Legality(*refusal) for refusal in scaling_refusals(spec, arch, FEATURES.get(spec.adapter)))
     yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
     yield from _adapter_refusals(spec, arch)
     yield from _gather_refusals(spec)
@@ -244,7 +245,6 @@ def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     yield from _order_refusals(spec)
     yield from _port_refusals(spec)
     yield from _split_refusals(spec)
-    yield from (Legality(*refusal) for refusal in scaling_refusals(spec, arch))
     yield from _operand_refusals(spec.operands, _input_names(spec.config), arch)
     yield from _config_refusals(spec.config, spec.operands, arch)
     if (rules := ARCH_RULES.get(arch.execution.package)) is not None:
