@@ -48,8 +48,8 @@ class LoadRoles(OperandTransport):
             k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
-            for atom, tSsS, tSgS in scales:
-                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full)
+            for atom, tSsS, tSgS, mask in scales:
+                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
             cute.copy(
                 cta.operands.a.atom,
                 tAgA[None, k_tile],
@@ -70,7 +70,8 @@ class LoadRoles(OperandTransport):
         return state
 
     def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        """(atom, smem, gmem) of the scales that come with the k tiles of one work; none unless operands are block-scaled."""
+        """(atom, smem, gmem, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
+        block-scaled."""
         return ()
 
     def multicast_masks(self, cta: CtaContext) -> tuple[Optional[Int32], Optional[Int32]]:

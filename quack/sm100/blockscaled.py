@@ -3,7 +3,8 @@
 The scales of a k tile come with it: the load warp brings the blocks of `block_scales` into the stage of A and B (the same barrier,
 more bytes), and before the MMAs of the tile the MMA warp copies them to tensor memory, behind the accumulators. tcgen05.cp and
 tcgen05.mma of one thread are executed in the order of issue, so nothing waits, and one set of columns is enough. Of a pair, each
-CTA has the scales of its own rows of A and of all columns of B; one tcgen05.cp copies in both.
+CTA has the scales of its own rows of A and of all columns of B; one tcgen05.cp copies in both. The CTAs of a cluster that need the
+same scales, both of a pair among them, load a share each for all; they wait for each other's MMA warps as A and B make them anyway.
 
 | format | kind of MMA | scale | k of an MMA | scales of it and row | blocks of a k tile of 128 bytes and 128 rows |
 |---|---|---|---|---|---|
@@ -79,14 +80,20 @@ class BlockScaledGemmSm100(GemmSm100):
 
     def make_scales(self, a_scales: cute.Tensor, b_scales: cute.Tensor) -> tuple[TmaOperand, TmaOperand]:
         operands = []
-        for tensor, box in zip((a_scales, b_scales), self.scale_boxes):
+        for tensor, box, ctas in zip((a_scales, b_scales), self.scale_boxes, self.scale_sharers):
             batch, rows, words = tensor.layout.shape
             batch_stride, row_stride, _ = tensor.layout.stride
             layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
             modes = cute.make_tensor(tensor.iterator, layout)
             stage = cute.make_layout(box, stride=(box[1], 1))
-            operands.append(TmaOperand(*cpasync.make_tiled_tma_atom(self.load_op(1), modes, stage, box)))
+            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, box, num_multicast=ctas)
+            operands.append(TmaOperand(*atom))
         return tuple(operands)
+
+    @property
+    def scale_sharers(self) -> tuple[int, int]:
+        """CTAs of the cluster with the same rows of A, and with the same columns of B: each loads its share for all."""
+        return self.config.cluster_n, self.config.cluster_m
 
     @property
     def stage_bytes(self) -> int:
@@ -99,13 +106,19 @@ class BlockScaledGemmSm100(GemmSm100):
         return tensors._replace(scales=tuple(scales))
 
     def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
+        ranks = cute.make_layout(self.cluster_mn)
+        coordinate, masks = (cta.cta_m, cta.cta_n), [None, None]
+        for i, (sharers, mode) in enumerate(zip(self.scale_sharers, (1, 0))):
+            if sharers > 1:
+                masks[i] = cute.make_layout_image_mask(ranks, coordinate, mode=mode)
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
             atom, tensor = cta.operands.scales[i]
             mS = cute.domain_offset((first_rows[i], 0), self.operand(cta.problem, which, tensor, work))
             gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
-            parts.append((atom, *partition_load(atom, cta.smem.scales[i], gS, 0, 1)))
+            load = partition_load(atom, cta.smem.scales[i], gS, coordinate[1 - i], self.scale_sharers[i])
+            parts.append((atom, *load, masks[i]))
         return tuple(parts)
 
     # ---- MMA ------------------------------------------------------------------------------------------------------
