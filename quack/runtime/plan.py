@@ -74,7 +74,7 @@ class GemmRequest:
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
     plan: str = DEFAULT_COMMIT  # the commit policy
-    A_scale: Optional[torch.Tensor] = None  # of block-scaled operands, both or neither: blocks as `block_scales` has them
+    A_scale: Optional[torch.Tensor] = None  # of block-scaled A and B, both or neither, see `block_scales`
     B_scale: Optional[torch.Tensor] = None
     halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
