@@ -49,7 +49,8 @@ def gemm_blockscaled(
     A (M, K) or (L, M, K), K contiguous; B (K, N) or (L, K, N), K contiguous: the transposed view of an (N, K) weight. fp4 tensors
     have two elements a byte along K, so torch shows them with K / 2. dtypes: see the module.
     A_scale, B_scale: contiguous, what `blocked_scales` returns for one scale per row of A (column of B) and block of K; any
-    shape with as many elements. Their padding must not be NaN. K is a multiple of the elements of a scale, 16 or 32.
+    shape with as many elements. Their padding must not be NaN, e4m3 scales not negative. K is a multiple of 16 or 32, the
+    elements of a scale.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
     in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an
     instruction. torch.compile breaks the graph here.
