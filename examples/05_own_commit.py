@@ -8,7 +8,6 @@ import torch
 
 import quack
 from quack import ops
-from quack.gemm_epilogue_plan import SLAB_M
 
 
 class LowerTriangle(quack.DefaultCommit):
@@ -20,7 +19,7 @@ class LowerTriangle(quack.DefaultCommit):
             frag.acc[v] = ops.where(col <= row, frag.acc[v], 0.0)
         first_row = ctx.row + ctx.slab_rows[frag.slab]
         first_col = ctx.col + frag.subtile * io.epi_n
-        if first_col < first_row + SLAB_M:
+        if first_col < first_row + ctx.layout.slab_m:
             state = quack.DefaultCommit.commit(self, ctx, io, frag, state)
         return state
 

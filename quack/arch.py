@@ -132,6 +132,9 @@ class Figure(enum.Enum):
     FLOPS_8 = "dense fp8 flops (fp32 sums) per clock and SM"
     FLOPS_4 = "dense fp4 flops per clock and SM"
     SMEM_BYTES_PER_CLK = "shared memory bytes per clock and SM"
+    TMEM_BYTES_PER_CLK = "bytes per clock and SM from tensor memory to registers"
+    ISSUE_PER_CLK = "warp instructions per clock and SM"
+    CONVERSIONS_PER_CLK = "threads' conversions of fp32 per clock and SM"
     L2_BYTES_PER_CLK = "bytes per clock from the L2 to one SM"
     L2_BYTES = "capacity of the L2"
     HBM_BYTES_PER_NS = "bytes per ns of the device memory"
@@ -237,8 +240,21 @@ WARP_MMA = Execution(
 _DERIVED = "derived: data sheet TFLOPS / (SMs x clock)"
 
 
+_EVERY_SM: dict[Figure, tuple[float, str]] = {
+    Figure.TMEM_BYTES_PER_CLK: (0, "no such memory"),
+    Figure.ISSUE_PER_CLK: (4, "NVIDIA whitepapers since Volta: four sub-partitions, one warp instruction a clock each"),
+    Figure.CONVERSIONS_PER_CLK: (
+        64,
+        "CUDA programming guide, arithmetic throughput, 9.0; not published for all: the same",
+    ),
+}
+_TENSOR_MEMORY = {
+    Figure.TMEM_BYTES_PER_CLK: (512, "not published; at most a register for each lane of the four sub-partitions"),
+}
+
+
 def _chip(name: str, figures: dict[Figure, tuple[float, str]]) -> Chip:
-    return Chip(name, MappingProxyType(figures))
+    return Chip(name, MappingProxyType(_EVERY_SM | figures))
 
 
 H200 = _chip(
@@ -269,6 +285,7 @@ B200 = _chip(
         Figure.FLOPS_8: (16384, _DERIVED + ", HGX B200: 4.5 dense PFLOPS"),
         Figure.FLOPS_4: (32768, _DERIVED + ", HGX B200: 9 dense PFLOPS"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
+        **_TENSOR_MEMORY,
         Figure.L2_BYTES_PER_CLK: (64, "not published; as the H200"),
         Figure.L2_BYTES: (126 * MIB, "chipsandcheese.com (B200)"),
         Figure.HBM_BYTES_PER_NS: (8000, "NVIDIA HGX B200 data sheet"),
@@ -284,6 +301,7 @@ B300 = _chip(
         Figure.FLOPS_8: (16384, "NVIDIA HGX B300 data sheet: dense fp8 as the B200"),
         Figure.FLOPS_4: (49152, "NVIDIA Blackwell Ultra: 1.5 times the dense fp4 of the B200"),
         Figure.SMEM_BYTES_PER_CLK: (128, "CUDA programming guide: 32 banks x 4 bytes"),
+        **_TENSOR_MEMORY,
         Figure.L2_BYTES_PER_CLK: (64, "not published; as the H200"),
         Figure.L2_BYTES: (126 * MIB, "as the B200"),
         Figure.HBM_BYTES_PER_NS: (8000, "NVIDIA HGX B300 data sheet"),

@@ -32,6 +32,7 @@ from .epilogue.accumulators import Accumulators
 from .gemm_work import WorkDesc
 
 IN_FLIGHT = 4  # vectors that a thread loads before it uses the first; with 8, tiles of 128 x 192 spill
+SUM_REGISTERS = 64  # of such a thread besides those that are loaded
 LOADS_IN_FLIGHT = 32  # vectors that a thread of the second launch has under way: 24 parts took 5.8 us with 8
 
 
@@ -207,7 +208,10 @@ class SumPartials:
         step = sharing * of_warpgroup * stride
         tile.accumulators.clear()
         parts = PartSums(tile, pointer, step, columns)
-        batch = max(1, LOADS_IN_FLIGHT // columns)
+        loads = LOADS_IN_FLIGHT
+        while cutlass.const_expr(VECTOR * loads > self.resources.mma_registers - SUM_REGISTERS):
+            loads = loads // 2
+        batch = max(1, loads // columns)
         whole = tile.work.split_count // batch * batch
         for first in cutlass.range(0, whole, batch, unroll=1):
             parts.add(first, batch)

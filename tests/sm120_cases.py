@@ -31,15 +31,14 @@ MAX_TILE_N = 128
 TF32_BITS_CUT = 13  # of fp32 inputs
 
 
-def config_here(config: GemmConfig) -> GemmConfig:
-    """The nearest configuration without clusters, for 99 KB of shared memory and operands in registers."""
-    tile_m = 256 if config.tile_m == 192 else config.tile_m
-    tile_k = config.tile_k
-    if tile_m == 256 or config.tile_n > 64:
-        tile_k = None if tile_k is None else min(tile_k, 64)
-    return replace(
-        config, tile_m=tile_m, tile_n=min(config.tile_n, MAX_TILE_N), tile_k=tile_k, cluster_m=1, cluster_n=1
-    )
+def config_here(config: GemmConfig, input_bytes: int, gathers: bool) -> GemmConfig:
+    """The nearest configuration without clusters, for 99 KB of shared memory and operands in registers. input_bytes: of an
+    element of A; gathers: lines of A are picked by index, which are 128 bytes long."""
+    tile_m, tile_n = 256 if config.tile_m == 192 else config.tile_m, min(config.tile_n, MAX_TILE_N)
+    tile_k = 64 // input_bytes if tile_m * tile_n > 128 * 64 else config.tile_k
+    if gathers:
+        tile_m, tile_k = min(tile_m, 128), None
+    return replace(config, tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, cluster_m=1, cluster_n=1)
 
 
 def case_here(case: Any) -> Any:
@@ -48,7 +47,10 @@ def case_here(case: Any) -> Any:
         return replace(case, case=case_here(case.case))
     if case.config is None:
         return case
-    config = config_here(case.config)
+    name = getattr(case, "a", getattr(case, "dtype", None))
+    input_bytes = cases.DTYPES[name].itemsize if isinstance(name, str) else 2
+    gathers = getattr(case, "pool", None) is not None or getattr(case, "gathered", False)
+    config = config_here(case.config, input_bytes, gathers)
     return case._replace(config=config) if isinstance(case, tuple) else replace(case, config=config)
 
 

@@ -54,6 +54,7 @@ def _kernels(cell: Cell) -> tuple[tuple[GemmSpec, ...], Optional[Legality]]:
     base, refusals = base_spec(cell), []
     tuning = tuning_of(cell.arch)
     for tile in _tiles(cell, base):
+        simplest: list[tuple[int, Legality]] = []  # the refusal of this tile with the fewest CTAs
         for cluster in tuning.clusters_of(base, "M" in cell.adapter):
             whole = with_tile(base, tile, cluster)
             refusal = Legality() if cell.commit == "symmetric" else legality(whole)  # as calls ask before they split
@@ -62,9 +63,10 @@ def _kernels(cell: Cell) -> tuple[tuple[GemmSpec, ...], Optional[Legality]]:
                 refusal = next((verdict for verdict in map(legality, kernels) if not verdict.ok), refusal)
             if refusal.ok:
                 return kernels, None
-            refusals.append(refusal)
             if not ARCHES[cell.arch].has_kernel:
                 return (), refusal
+            simplest.append((cluster[0] * cluster[1], refusal))
+        refusals.append(min(simplest, key=lambda found: found[0])[1])
     # Tiles are refused with numbers of their own, the cell for what is left when these are taken away.
     kinds = Counter(re.sub(r"\d+", "#", refusal.reason or "") for refusal in refusals)
     commonest = kinds.most_common(1)[0][0]

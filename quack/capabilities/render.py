@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..arch import ARCHES
 from .axes import AXES, Cell
@@ -26,9 +26,9 @@ class Footnotes:
 
 @dataclass(frozen=True)
 class Summary:
-    """One architecture. rows: (name, a cell of text per adapter); inputs: those that it multiplies."""
+    """Architectures of which the same is said. rows: (name, a cell of text per adapter); inputs: those that they multiply."""
 
-    arch: str
+    arches: tuple[str, ...]
     inputs: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     footnotes: tuple[str, ...]
@@ -38,9 +38,9 @@ class Summary:
 
     @property
     def heading(self) -> str:
-        arch = ARCHES[self.arch]
-        kernel = arch.execution.kernel.partition(":")[2]
-        return f"{self.arch} ({kernel}, e.g. {arch.chip.name})"
+        kernel = ARCHES[self.arches[0]].execution.kernel.partition(":")[2]
+        chips = ", ".join(ARCHES[arch].chip.name for arch in self.arches)
+        return f"{', '.join(self.arches)} ({kernel}, e.g. {chips})"
 
     @property
     def caption(self) -> str:
@@ -59,7 +59,7 @@ def summarise(arch: str) -> Summary:
     inputs = tuple(name for name in AXES["inputs"] if _is_legal(verdicts, plain._replace(inputs=name)))
     legal = sum(verdict.ok for verdict in verdicts.values())
     if not inputs:
-        return Summary(arch, (), (), (), legal, len(verdicts), str(verdicts[plain].reason))
+        return Summary((arch,), (), (), (), legal, len(verdicts), str(verdicts[plain].reason))
     footnotes = Footnotes()
     refused = [plain._replace(inputs=name) for name in AXES["inputs"] if name not in inputs]
     for cell in refused:
@@ -71,7 +71,21 @@ def summarise(arch: str) -> Summary:
     for name, row in named:
         texts = tuple(_text(verdicts, row._replace(adapter=a), inputs, footnotes) for a in AXES["adapter"])
         rows.append((name, texts))
-    return Summary(arch, inputs, tuple(rows), tuple(footnotes.texts), legal, len(verdicts), "")
+    return Summary((arch,), inputs, tuple(rows), tuple(footnotes.texts), legal, len(verdicts), "")
+
+
+def summaries(arches: Iterable[str]) -> list[Summary]:
+    """Architectures whose summaries differ in nothing but their names share one."""
+    found: list[Summary] = []
+    for summary in map(summarise, arches):
+        (arch,) = summary.arches
+        same = (s for s in found if ARCHES[s.arches[0]].execution is ARCHES[arch].execution)
+        first = next((s for s in same if replace(summary, arches=s.arches) == s), None)
+        if first is None:
+            found.append(summary)
+        else:
+            found[found.index(first)] = replace(first, arches=(*first.arches, arch))
+    return found
 
 
 def _is_legal(verdicts: dict[Cell, Verdict], cell: Cell) -> bool:
@@ -90,7 +104,7 @@ def _text(verdicts: dict[Cell, Verdict], cell: Cell, inputs: Sequence[str], foot
 def markdown(arches: Iterable[str]) -> str:
     """Tables and numbered footnotes, one architecture after the other."""
     parts = []
-    for summary in map(summarise, arches):
+    for summary in summaries(arches):
         lines = [f"**{summary.heading}** {summary.caption}"]
         if summary.rows:
             lines += ["", "| | " + " | ".join(AXES["adapter"]) + " |", "|---" * (1 + len(AXES["adapter"])) + "|"]
@@ -103,7 +117,7 @@ def markdown(arches: Iterable[str]) -> str:
 def text(arches: Iterable[str]) -> str:
     """The same in aligned columns."""
     parts = []
-    for summary in map(summarise, arches):
+    for summary in summaries(arches):
         lines = [f"{summary.heading}: {summary.caption}"]
         if summary.rows:
             table = [("", AXES["adapter"]), *summary.rows]

@@ -6,14 +6,15 @@ the cut terms are summed exactly, and the sum is cut to an fp32 or rounded to an
 
 | operands on sm_90 | fraction bits of a term | of the sum, fp32 accumulator | fp16 accumulator |
 |---|---|---|---|
-| bf16, fp16 (wgmma k = 16, mma.sync m16n8k16) | 25 | 23 | rounded to nearest even |
+| bf16, fp16, tf32 (wgmma k = 16 or 8, mma.sync m16n8k16) | 25 | 23 | rounded to nearest even |
 | fp8 (wgmma k = 32) | 13 | 13 | rounded to nearest even |
 
 mma.sync m16n8k32 on fp8 does not use that adder there: it is two 16-bit multiplications from zero, of k % 4 < 2 and then of
 the others, and an fp32 addition to the accumulator (`multiply_fp8_by_halves`).
 
-The exponent of a product is e(a) + e(b), not normalised: a product may be up to 4 * 2^e. Not measured, and taken to be as
-for 16-bit operands: tf32 on sm_90. On sm_100 and sm_120 nothing could be measured: there the exact sum is rounded once.
+The exponent of a product is e(a) + e(b), not normalised: a product may be up to 4 * 2^e. tf32 is added as 16-bit operands are.
+Exponents count as -126 at least and fp32 accumulators end at 2^-149; of sums that small a fifth still differs from what the H200
+wrote, by up to 4 * 2^-149. On sm_100 and sm_120 nothing could be measured: there the exact sum is rounded once.
 """
 
 from typing import Any, NamedTuple, Optional
@@ -24,6 +25,7 @@ from . import formats
 
 INTEGER_FORMATS: dict[str, Any] = {"s8": np.int8, "u8": np.uint8}
 _NO_EXPONENT = -10000  # of a zero: below that of every product
+MIN_EXPONENT = -126  # of fp32
 _SMALL = 1 << 13  # products of one instruction that are formed all at once, which is faster for mma.sync
 
 
@@ -101,7 +103,7 @@ def _aligned_sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, adder: Adder) -> n
     else:
         for k in range(a.shape[1]):
             np.maximum(top, exponents_a[:, k, None] + exponents_b[None, :, k], out=top)
-    scale = np.ldexp(1.0, adder.term - np.maximum(top, -900).astype(np.int32))
+    scale = np.ldexp(1.0, adder.term - np.maximum(top, MIN_EXPONENT).astype(np.int32))
     total = np.trunc(c * scale)
     if is_small:
         terms = a[:, None, :] * b
@@ -115,8 +117,11 @@ def _aligned_sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, adder: Adder) -> n
             np.trunc(term, out=term)
             total += term
     total /= scale
+    if adder.total == _UNCUT:
+        return total
     dropped = _UNCUT - adder.total
-    return (total.view(np.int64) >> dropped << dropped).view(np.float64)
+    total = (total.view(np.int64) >> dropped << dropped).view(np.float64)
+    return np.trunc(total * 2.0**149) * 2.0**-149  # no finer than fp32
 
 
 def _exponents(values: np.ndarray) -> np.ndarray:

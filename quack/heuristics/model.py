@@ -1,6 +1,6 @@
 """Which configuration for which shape: a small roofline model for every architecture, pure Python.
 
-    time = waves * max(MMA, L2 traffic) per tile + what the epilogue does not hide, at least the HBM time
+    time = waves * max(MMA, shared memory, L2 traffic) per tile + what the epilogue does not hide, at least the HBM time
 
 Its numbers are those of the spec's architecture (`tuning_of`).
 """
@@ -19,6 +19,7 @@ from ..runtime.legality import legality
 from ..runtime.spec import GATHERING, GemmShape, GemmSpec, UnsupportedGemm
 from . import sm90, sm100, sm120
 from .tuning import Clusters, Roofline, Tile, Tuning
+from .work import drain_work, k_tile_work
 
 TUNINGS = {"quack.sm90": sm90.tuning, "quack.sm100": sm100.tuning, "quack.sm120": sm120.tuning}
 
@@ -100,6 +101,15 @@ def traffic_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     return lines * k * element_bytes(spec) / rates.l2_bytes_per_ns
 
 
+def smem_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
+    """What goes through shared memory while one tile is multiplied: its operands, in and out, and what the epilogue of another
+    tile stages, where tiles drain behind the next one (the model hides that of ping-pong as a whole)."""
+    assert spec.config.tile_k is not None
+    tuning = tuning_of(spec.arch)
+    moved = k / spec.config.tile_k * k_tile_work(tuning, spec).smem_bytes
+    return (moved + (drain_work(spec).smem_bytes if overlaps_drain(spec) else 0)) / rates.smem_bytes_per_ns
+
+
 def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """Time from one tile to the next on one SM."""
     config, size, tuning = spec.config, element_bytes(spec), tuning_of(spec.arch)
@@ -114,9 +124,10 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
         if spec.adapter in GATHERING and not config.use_tma_gather
         else 0.0
     )
+    shared = smem_ns(spec, k, rates)
     if overlaps_drain(spec):
-        return max(mma, traffic, copies, drain_ns(spec))
-    return max(mma, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
+        return max(mma, shared, traffic, copies, drain_ns(spec))
+    return max(mma, shared, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
 
 
 def drain_ns(spec: GemmSpec) -> float:

@@ -5,7 +5,9 @@ next one's multiplication.
 """
 
 from ..arch import Arch
+from ..runtime.spec import GemmSpec
 from .tuning import Roofline, Tuning
+from .work import line_bytes, loaded_columns
 
 # One MMA of 128 rows and two CTAs' MMA of 256 rows reach the full rate from 128 and from 64 columns on; narrower ones read
 # more shared memory for each product than it delivers.
@@ -22,9 +24,16 @@ TILES = {
 }
 
 
+def operand_reads(spec: GemmSpec) -> int:
+    """What the CTA has loaded is read once. Of a pair, each CTA's half of B goes to the tensor cores of both."""
+    a_line, b_line = line_bytes(spec)
+    return spec.config.cta_tile_m * a_line + loaded_columns(spec) * b_line
+
+
 def tuning(arch: Arch) -> Tuning:
     return Tuning(
         roofline=Roofline.of(arch),
+        operand_reads=operand_reads,
         tiles={16: TILES},
         fp8_precise=TILES,
         clusters=((2, 1), (1, 1), (1, 2), (2, 2), (4, 1)),

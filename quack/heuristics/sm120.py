@@ -4,7 +4,10 @@
 """
 
 from ..arch import Arch
+from ..gemm_config import mma_warpgroups
+from ..runtime.spec import GemmSpec
 from .tuning import Roofline, Tuning
+from .work import line_bytes
 
 TILES = {
     (128, 128, False): 0.95,
@@ -17,10 +20,20 @@ TILES = {
     (64, 16, True): 0.30,
 }
 
+WARPS = 4  # of a warpgroup, stacked along M
+
+
+def operand_reads(spec: GemmSpec) -> int:
+    """A warp loads its rows of A and all columns of B into registers."""
+    config, (a_line, b_line) = spec.config, line_bytes(spec)
+    warps = WARPS * (1 if config.pingpong else mma_warpgroups(config))
+    return config.tile_m * a_line + warps * config.tile_n * b_line
+
 
 def tuning(arch: Arch) -> Tuning:
     return Tuning(
         roofline=Roofline.of(arch),
+        operand_reads=operand_reads,
         tiles={16: TILES},
         fp8_precise=TILES,
         clusters=((1, 1),),

@@ -1,6 +1,6 @@
 """What the model counts with on one architecture: rates, and which tiles and clusters are worth trying."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..arch import Arch, Figure
@@ -35,6 +35,7 @@ class Roofline:
     l2_bytes: float  # of partial tiles that stay in the L2
     grouped_l2_bytes_per_ns: float  # as l2_bytes_per_ns where neighbouring tiles often belong to different problems
     gather_bytes_per_ns: float  # of A: what the copying warps reach beside the multiplication
+    smem_bytes_per_ns: float  # shared memory, reads and writes together
     burst_bytes: float = 800e3
     tile_start_ns: float = 700.0  # pipeline fill of a tile
     launch_ns: float = 2500.0
@@ -58,6 +59,7 @@ class Roofline:
             l2_bytes=L2_KEPT_SHARE * chip[Figure.L2_BYTES],
             grouped_l2_bytes_per_ns=0.8 * L2_SHARE * l2,
             gather_bytes_per_ns=0.2 * l2,
+            smem_bytes_per_ns=chip[Figure.SMEM_BYTES_PER_CLK] * chip[Figure.CLOCK_GHZ],
         )
 
 
@@ -65,6 +67,7 @@ class Roofline:
 class Tuning:
     """One architecture as the model sees it.
 
+    operand_reads: bytes of shared memory that a CTA's multiplication reads of one k tile; the spec's tile_k is filled in.
     tiles: by the bits of the inputs. fp8_precise: for sums that the kernel itself keeps in fp32.
     dense_only: of these the ones for dense operands of 16 bits only.
     smallest: the tile that is asked for a reason if no tile is legal, and symmetric ones of square tiles.
@@ -74,6 +77,7 @@ class Tuning:
     """
 
     roofline: Roofline
+    operand_reads: Callable[[GemmSpec], int]
     tiles: Mapping[int, Tiles]
     fp8_precise: Tiles
     clusters: Clusters

@@ -6,14 +6,24 @@ from ..arch import TCGEN05
 from ..gemm_config import Dtype, Major
 from .spec import GATHERING, GemmSpec
 
+ROUNDING = "quack.epilogue.rounding:"
+MOST_COLUMNS_ROUNDING_PARTS = 64  # 128 spill 144 bytes and more: random words of all subtiles at once
+
 
 def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     """(reason, alternative)."""
     config, a = spec.config, spec.operands.a
-    if spec.adapter in GATHERING and a.dtype is Dtype.FP32 and a.major is Major.OUTER and not config.use_tma_gather:
+    copies_a = spec.adapter in GATHERING and not config.use_tma_gather and spec.pieces_of is None
+    if copies_a and a.dtype is Dtype.FP32 and a.major is Major.OUTER:
         yield (
             "fp32 columns of A picked by A_idx do not lie in shared memory as threads copy them",
             "use_tma_gather=True",
+        )
+    rounds = any(op.mixin.startswith(ROUNDING) for op in spec.epilogue)
+    if rounds and spec.combine is not None and config.tile_n > MOST_COLUMNS_ROUNDING_PARTS:
+        yield (
+            f"tile_n={config.tile_n} leaves too few registers for stochastic rounding where parts of a tile are put together",
+            f"tile_n={MOST_COLUMNS_ROUNDING_PARTS}",
         )
     if not config.is_pair:
         return

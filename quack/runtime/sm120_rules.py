@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..sm120.resources import MAIN_LOOP_REGISTERS, fragment_registers
+from ..sm120.resources import MAIN_LOOP_REGISTERS, PART_REGISTERS, fragment_registers
 from .budget import budget_of
 from .spec import GATHERING, GemmSpec
 
@@ -13,6 +13,9 @@ def sm120_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     budget = budget_of(spec)
     fragments = fragment_registers(config, budget)
     limit = budget.mma_registers - MAIN_LOOP_REGISTERS
+    adds_parts_and_c = spec.combine is not None and spec.pieces_of is None and spec.operands.c is not None
+    if adds_parts_and_c and budget.slabs > 1 and not config.pingpong:
+        limit -= PART_REGISTERS
     if budget.accumulator_registers + fragments > limit:
         yield (
             f"{config} needs {budget.accumulator_registers} accumulator registers a thread and {fragments} for operands, "

@@ -69,7 +69,13 @@ def sum_spec(whole: GemmSpec, works: int, sms: int) -> GemmSpec:
     ]
     width = next((w for w in widths if slabs * (tiles.tile_n // w) >= sms), widths[-1])
     config = GemmConfig(
-        slab_m, width, tiles.tile_k, cluster_m=1, swap_ab=tiles.swap_ab, device_capacity=tiles.device_capacity
+        slab_m,
+        width,
+        tiles.tile_k,
+        cluster_m=1,
+        swap_ab=tiles.swap_ab,
+        use_tma_gather=tiles.use_tma_gather,
+        device_capacity=tiles.device_capacity,
     )
     return replace(whole, config=config, combine=SUM_PARTIALS, pieces_of=tiles)
 

@@ -15,7 +15,10 @@ SCALE_BLOCK_COLUMNS = 4  # of tensor memory, for a block of scales
 MIN_TMEM_COLUMNS = 32
 WARPS = 9  # four produce, four drain, one multiplies
 HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 KB with C, a second output and row sums
-HELD = {PortKind.TILE_INPUT, PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
+SCATTERED_COLUMNS = (
+    16  # where matrices are accessed by element (32 spill 2.2 KB with two fp32 ones) or rounded at random
+)
+HELD = {PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they are given to four warps at a time
 
 
@@ -32,10 +35,18 @@ class Sm100Resources(GemmResources):
         return 32 * WARPS
 
 
+def is_scattered(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
+    """Whether a matrix is read or written element by element, whose addresses ptxas keeps, or a mixin keeps as much: random
+    words, exponentials."""
+    if any(op.mixin in MIXIN_REGISTERS for op in epilogue):
+        return True
+    by_tma = all(spec is None or spec.is_tma for spec in (operands.c, *output_layouts(operands, epilogue)))
+    return not by_tma or any(port.kind is PortKind.TILE_INPUT for port in present_ports(epilogue))
+
+
 def is_heavy(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
-    """Whether a thread holds more of a subtile than the accumulators: C, tiles, what is reduced, exponentials, random words."""
-    held = {port.kind for port in present_ports(epilogue)} & HELD
-    return operands.c is not None or bool(held) or any(op.mixin in MIXIN_REGISTERS for op in epilogue)
+    """Whether a thread holds more of a subtile than the accumulators: C, tiles, what is reduced."""
+    return operands.c is not None or bool({port.kind for port in present_ports(epilogue)} & HELD)
 
 
 def resources(
@@ -47,7 +58,9 @@ def resources(
     outputs = output_layouts(operands, epilogue)
     widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
     epi_n = epilogue_columns(config.tile_n, widest)
-    if is_heavy(operands, epilogue):
+    if is_scattered(operands, epilogue) and not any(output.is_halved for output in outputs):
+        epi_n = min(epi_n, SCATTERED_COLUMNS)
+    elif is_scattered(operands, epilogue) or is_heavy(operands, epilogue):
         epi_n = min(epi_n, HEAVY_COLUMNS)
     subtile = CTA_M * epi_n
     d_stages = 2 if any(output.is_tma for output in outputs) else 0

@@ -7,7 +7,7 @@ Inputs are not stored: they follow from a seed through numpy's PCG64 and exact c
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,15 @@ NORMAL = Values()
 
 @dataclass(frozen=True)
 class Recording:
-    """One launch. `inputs`: tensors on the CPU; `run(device tensors)`: launches and returns the output."""
+    """One launch. `inputs`: tensors on the CPU; `run(device tensors)`: launches and returns the output.
+
+    slack: by how much the emulator may differ from the H200, where how the tensor cores add is not fully known.
+    """
 
     name: str
     inputs: Callable[[], list[torch.Tensor]]
     run: Callable[[list[torch.Tensor]], torch.Tensor]
+    slack: float = 0.0
 
     def output(self, device: str) -> torch.Tensor:
         """The output on the CPU. device: "cuda", or "cpu" while emulation is on."""
@@ -222,15 +226,12 @@ RECORDINGS = [
     gemm("gemm_e4m3_precise", (192, 128, 512), GemmConfig(128, 128), E4M3, torch.float32),
     gemm("gemm_epilogue", (200, 136, 136), GemmConfig(128, 128, pingpong=True), with_c=True),
     gemm("gemm_odd_dynamic", (131, 203, 72), GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True)),
-]  # fmt: skip
-# Not recorded yet: to be moved to RECORDINGS together with their files.
-PENDING = [
     wgmma("wgmma_tf32_k8", FP32, 8, swizzle=32, values=Values(spread=8)),
     wgmma("wgmma_tf32", FP32, 32),
     *(wgmma(f"wgmma_tf32_sw{s}", FP32, 32, swizzle=s) for s in (16, 32, 64)),
     wgmma("wgmma_tf32_wide_k64", FP32, 64, values=Values(spread=12)),
     wgmma("wgmma_tf32_special", FP32, 64, values=Values(spread=6, has_specials=True)),
-    wgmma("wgmma_tf32_subnormal", FP32, 64, values=Values(scale=-66, spread=3)),
+    replace(wgmma("wgmma_tf32_subnormal", FP32, 64, values=Values(scale=-66, spread=3)), slack=4 * 2.0**-149),
     wgmma("wgmma_tf32_tiny_operands", FP32, 64, values=Values(scale=-64, spread=70)),
     wgmma("wgmma_tf32_registers", FP32, 64, a_from_registers=True, values=Values(spread=2)),
     wgmma("wgmma_tf32_registers_m", FP32, 64, (MN, K), a_from_registers=True),
@@ -243,7 +244,7 @@ def main() -> None:
     """Record on the GPU of this machine."""
     target, prefix = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     target.mkdir(parents=True, exist_ok=True)
-    for recording in (r for r in (*RECORDINGS, *PENDING) if r.name.startswith(prefix)):
+    for recording in (r for r in RECORDINGS if r.name.startswith(prefix)):
         output = recording.output("cuda").contiguous()
         bits = output.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[output.element_size()])
         dtype = str(output.dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
 """Kernels for sm_120a and sm_100a in the emulator, against float64, with NaN around every operand; three architectures in turn.
 
-quack's own kernels are for sm_90a: these here are `gemm_sm120` and `gemm_sm100`.
+Not quack's own, which have files of tests of their own: small ones that the emulator was built with, `gemm_sm120` and `gemm_sm100`.
 """
 
 import functools

@@ -217,6 +217,6 @@ def test_random_schedules_give_the_same_bits(name: str):
     "config", [replace(PAIR, cluster_m=1), replace(PAIR, tile_n=48), replace(ONE, tile_m=64)], ids=str
 )
 def test_tiles_without_an_mma_are_refused(config: GemmConfig):
-    A, B = torch.randn(64, 64).bfloat16(), torch.randn(64, 64).bfloat16()
+    A, B = torch.randn(64, 64).bfloat16(), torch.randn(64, 64).bfloat16().mT
     with emulated(), pytest.raises(UnsupportedGemm, match="tile_m|tile_n"):
         quack.gemm_tuned.fn(A, B, torch.empty(64, 64), config=config)

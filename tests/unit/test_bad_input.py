@@ -393,8 +393,8 @@ def _split_rows() -> Iterator[Row]:
     stream, cooperative = {"split_k_mode": SplitKMode.STREAM}, GemmConfig(64, 64, cluster_m=1)
     offsets = torch.tensor([0, 64], dtype=torch.int32)
     for name, refused in {
-        "varlen_m": lambda t: quack.gemm(t(64, 64), t(1, 64, 64), cu_seqlens_m=offsets, **stream),
-        "varlen_k": lambda t: quack.gemm(t(64, 64).mT, t(64, 64), cu_seqlens_k=offsets, **stream),
+        "varlen_m": lambda t: quack.gemm(t(64, 64), t(1, 64, 64), cu_seqlens_m=offsets.to(t(1, 1).device), **stream),
+        "varlen_k": lambda t: quack.gemm(t(64, 64).mT, t(64, 64), cu_seqlens_k=offsets.to(t(1, 1).device), **stream),
         "grouped": lambda t: quack.gemm_grouped([t(64, 64)], [t(64, 64)], **stream),
         "grouped, pinned": lambda t: quack.gemm_grouped([t(64, 64)], [t(64, 64)], config=cooperative, **stream),
     }.items():

@@ -251,10 +251,7 @@ RULES = (
     Rule(lambda x: x.has("unaligned B"), "^B is not 16-byte aligned"),
     # ragged dimensions
     Rule(lambda x: x.is_ragged_k and "fp8" in (family(x.a), family(x.b)), "^fp8 has no kernel with cu_seqlens_k"),
-    Rule(
-        lambda x: x.is_ragged_k and FP32 in (x.a, x.b) and "fp8" not in (family(x.a), family(x.b)),
-        "^fp32 has no kernel with cu_seqlens_k",
-    ),
+    Rule(lambda x: x.is_ragged_k and FP32 in (x.a, x.b), "^fp32 has no kernel with cu_seqlens_k"),
     Rule(lambda x: x.is_ragged_k and x.majors[0] == "k", "^A is K-major: with cu_seqlens_k"),
     Rule(lambda x: x.is_ragged_k and x.majors[1] == "k", "^B is K-major: with cu_seqlens_k"),
     Rule(lambda x: x.adapter == VARLEN_M and x.majors[0] == "m", "^A is M-major: with cu_seqlens_m .* TMA boxes"),

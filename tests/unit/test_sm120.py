@@ -61,6 +61,13 @@ def test_tiles_that_do_not_fit_are_refused(config: GemmConfig, word: str):
     assert word in str(verdict.reason) and verdict.alternative
 
 
+def test_tall_tiles_with_parts_and_c_need_more():
+    specs = operands(d=Dtype.FP32)
+    with_c = spec_of(GemmConfig(256, 128, 32, cluster_m=1), specs._replace(c=specs.d))
+    assert legality(with_c).ok and legality(split_spec(replace(with_c, operands=specs), SplitKMode.SERIAL)).ok
+    assert "together at most 200" in str(legality(split_spec(with_c, SplitKMode.SERIAL)).reason)
+
+
 def test_lines_are_gathered_whole():
     config = replace(TURNS, tile_k=32)
     assert legality(spec_of(config)).ok
