@@ -37,7 +37,9 @@ def pretend_built(monkeypatch, arch: Arch) -> None:
     for module in ("quack.runtime.legality", "quack.runtime.budget", "quack.runtime.spec"):
         monkeypatch.setattr(sys.modules[module], "ARCHES", table.ARCHES)
     budget = sys.modules["quack.runtime.budget"]
-    monkeypatch.setattr(budget, "_counter", functools.cache(budget._counter.__wrapped__))  # what it finds ends with the test
+    monkeypatch.setattr(
+        budget, "_counter", functools.cache(budget._counter.__wrapped__)
+    )  # what it finds ends with the test
 
 
 def test_every_figure_has_a_number_and_a_source(arch: Arch):
