@@ -107,15 +107,18 @@ class EverythingCase(NamedTuple):
     half: bool = False
     dtype: torch.dtype = torch.bfloat16
     config: Optional[quack.GemmConfig] = None
+    split: Optional[quack.SplitKMode] = None  # in three parts
 
     def __str__(self) -> str:
         kind = f"b{self.batch}" if self.batch else "varlen" if self.groups else "dense"
         options = "-".join(name for name in ("negate", "half") if getattr(self, name))
         tile = "" if self.config is None else "-" + str(self.config).replace(" ", "-")
-        return f"{kind}-{self.m}x{self.n}x{self.k}-{str(self.dtype)[6:]}-{options}{tile}"
+        split = "" if self.split is None else f"-{self.split.value}"
+        return f"{kind}-{self.m}x{self.n}x{self.k}-{str(self.dtype)[6:]}-{options}{tile}{split}"
 
 
-PINGPONG, COOPERATIVE, TALL = (
+SMALL, PINGPONG, COOPERATIVE, TALL = (
+    quack.GemmConfig(64, 64, pingpong=True, cluster_m=1),
     quack.GemmConfig(128, 96, pingpong=True, cluster_m=1),
     quack.GemmConfig(128, 192, cluster_m=1),
     quack.GemmConfig(256, 96, cluster_m=1),
@@ -129,6 +132,13 @@ EVERYTHING = (
     EverythingCase(300, 520, 64, half=True, config=COOPERATIVE),
     EverythingCase(300, 520, 64, half=True, config=TALL),
     EverythingCase(64, 72, 0),
+    *(
+        EverythingCase(200, 200, 264, half=True, config=SMALL, split=mode)
+        for mode in quack.SplitKMode
+        if mode is not quack.SplitKMode.STREAM
+    ),
+    EverythingCase(129, 136, 200, batch=3, config=SMALL, split=quack.SplitKMode.SEPARATE),
+    EverythingCase(301, 136, 200, groups=(100, 0, 1, 200), config=SMALL, split=quack.SplitKMode.SEPARATE),
 )
 
 
@@ -157,7 +167,8 @@ def run_everything(case: EverythingCase, device: str) -> None:
 
     col_max = None if case.groups else True
     mixin = Everything(scale, every, r, c, t, col_max=col_max, half=half, negate=case.negate)
-    got = quack.gemm_tuned.fn(A, B, out, C, config=case.config, epilogue=mixin, **ragged)
+    split = {} if case.split is None else {"split_k": 3, "split_k_mode": case.split}
+    got = quack.gemm_tuned.fn(A, B, out, C, config=case.config, epilogue=mixin, **ragged, **split)
 
     sign = -1.0 if case.negate else 1.0
     changed = sign * (0.5 * product + r.double().unsqueeze(-2) + c.double().unsqueeze(-1) * t.double() + C.double())

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from ..gemm_config import GemmConfig
-from ..gemm_port import present_ports
-from ..runtime.legality import PARTIALS, legality
+from ..runtime.legality import legality
 from ..runtime.residency import cluster_count
 from ..runtime.spec import DENSE, GemmShape, GemmSpec
 from ..runtime.split_k import split_spec, sum_spec
@@ -98,8 +97,6 @@ def splits_of(spec: GemmSpec, shape: GemmShape, sms: int) -> Iterator[Choice]:
     assert config.tile_k is not None
     k_tiles = math.ceil(shape.k / config.tile_k)
     modes = [m for m in (SplitKMode.SERIAL, SplitKMode.SEPARATE) if legality(split_spec(spec, m)).ok]
-    if not {port.kind for port in present_ports(spec.epilogue)}.isdisjoint(PARTIALS):
-        modes = [m for m in modes if m is not SplitKMode.SEPARATE]
     counts = {*SMALL_SPLITS, *(clusters * share // 5 // max(works, 1) for share in (4, 5, 10))}
     for splits in sorted(counts):
         if 2 <= splits <= min(clusters, k_tiles) and works <= clusters * 2:

@@ -154,7 +154,7 @@ class Call:
             if port.value is Allocated.PARTIALS:
                 is_swapped = plan.spec is not None and plan.spec.config.swap_ab
                 self.partials.append((port.name, len(self.ports), is_swapped))
-                extents = epilogue.partials_shape(port.kind, plan.spec, plan.shape, plan.is_batched)
+                extents = epilogue.partials_shape(port.kind, plan.finishing, plan.shape, plan.is_batched)
                 self.ports.append((self.a, partial(_allocate, extents)))
             elif port.value is not None:
                 self.ports.append((place[port.name], conversion(port)))

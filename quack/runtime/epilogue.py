@@ -124,7 +124,7 @@ def mirror(output: OperandSpec) -> OperandSpec:
 def partials_shape(kind: PortKind, spec: Optional[GemmSpec], shape: GemmShape, is_batched: bool) -> tuple[int, ...]:
     """Extents of partials as the kernel writes them, transposed if it computes D^T.
 
-    spec: the chosen configuration, None if nothing is computed; shape: the extents, of ragged M the sum of all.
+    spec: of the launch that runs the epilogue, None if nothing is computed; shape: the extents, of ragged M the sum of all.
     """
     extents: tuple[int, ...]
     if spec is not None and spec.config.swap_ab:

@@ -228,11 +228,6 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
                 "SplitKMode.STREAM gives every cluster the same work: there is nothing to draw from a counter",
                 "is_dynamic_persistent=False",
             )
-    if spec.pieces_of is not None and {port.kind for port in present_ports(spec.epilogue)} & PARTIALS:
-        yield Legality(
-            "SplitKMode.SEPARATE runs the epilogue on other tiles than those that row and column reductions are laid out for",
-            "SplitKMode.SERIAL",
-        )
 
 
 def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:

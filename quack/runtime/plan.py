@@ -138,8 +138,8 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "clusters", "copy_a", "copy_b", "device", "function", "is_batched", "is_counted", "repeats", "scales", "shape", "spec",
-        "split", "swapped",
+        "clusters", "copy_a", "copy_b", "device", "finishing", "function", "is_batched", "is_counted", "repeats", "scales", "shape",
+        "spec", "split", "swapped",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +152,7 @@ class GemmPlan:
         repeats: tuple[str, ...] = (),  # operands that the kernel takes once more, behind its ports
     ):
         self.spec = spec
+        self.finishing = spec if split is None else split.finishing
         self.shape = product_extents(request)
         self.is_batched = request.out.dim() == 3
         self.split = split
@@ -197,7 +198,7 @@ def clusters_to_launch(spec: GemmSpec, sms: int, works: int = MAX_CLUSTERS) -> i
 class EmptyPlan:
     """Nothing to compute: the output has no elements."""
 
-    spec = None
+    spec = finishing = None
     repeats = ()
     device = -1
 

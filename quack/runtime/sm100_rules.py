@@ -1,13 +1,15 @@
 """What only the tcgen05 kernel refuses; `legality` applies it. Pure Python."""
 
 from collections.abc import Iterator
+from typing import Optional
 
 from ..arch import TCGEN05
 from ..gemm_config import Dtype, Major
-from .spec import GATHERING, GemmSpec
+from ..gemm_port import PortKind, present_ports
+from .spec import GATHERING, RAGGED_M, GemmSpec
 
 ROUNDING = "quack.epilogue.rounding:"
-MOST_COLUMNS_ROUNDING_PARTS = 64  # 128 spill 144 bytes and more: random words of all subtiles at once
+MOST_COLUMNS_OF_PARTS = 64  # beside what `_held_with_parts` names; 128 spill 144 bytes and more
 
 
 def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
@@ -19,11 +21,11 @@ def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
             "fp32 columns of A picked by A_idx do not lie in shared memory as threads copy them",
             "use_tma_gather=True",
         )
-    rounds = any(op.mixin.startswith(ROUNDING) for op in spec.epilogue)
-    if rounds and spec.combine is not None and config.tile_n > MOST_COLUMNS_ROUNDING_PARTS:
+    held = _held_with_parts(spec)
+    if held is not None and config.tile_n > MOST_COLUMNS_OF_PARTS:
         yield (
-            f"tile_n={config.tile_n} leaves too few registers for stochastic rounding where parts of a tile are put together",
-            f"tile_n={MOST_COLUMNS_ROUNDING_PARTS}",
+            f"tile_n={config.tile_n} leaves too few registers for {held} where parts of a tile are put together",
+            f"tile_n={MOST_COLUMNS_OF_PARTS}",
         )
     if not config.is_pair:
         return
@@ -35,3 +37,14 @@ def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
             f"{TCGEN05.pair_tile_n_step} columns",
             "tile_n=128",
         )
+
+
+def _held_with_parts(spec: GemmSpec) -> Optional[str]:
+    """What of a kernel that puts parts together takes the registers: random words of all subtiles, or the addresses of the tiles
+    that are read by element beside those of ragged rows."""
+    if spec.combine is None or spec.pieces_of is not None:
+        return None
+    if any(op.mixin.startswith(ROUNDING) for op in spec.epilogue):
+        return "stochastic rounding"
+    reads_tiles = any(port.kind is PortKind.TILE_INPUT for port in present_ports(spec.epilogue))
+    return "tiles to add to ragged rows" if reads_tiles and spec.adapter in RAGGED_M else None

@@ -1,6 +1,5 @@
 """Split-K on the host: rules for its arguments, the specs of its kernels, and the memory where partial sums meet."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
@@ -114,10 +113,10 @@ class SplitPlan:
 
     whole: the spec without it. works: cluster tiles, at most. splits: parts of a tile, at most the clusters that the device
     holds: their waiting relies on it (`split_works`), and more parts would only add less each. numbers: what the launch takes
-    before the memory.
+    before the memory. finishing: the spec of the launch that runs the epilogue.
     """
 
-    __slots__ = ("clusters", "ctas", "device", "function", "is_zeroed", "memory", "numbers", "sum_up")
+    __slots__ = ("clusters", "ctas", "device", "finishing", "function", "is_zeroed", "memory", "numbers", "sum_up")
 
     def __init__(self, whole: GemmSpec, mode: SplitKMode, works: int, splits: int, device: Device):
         spec, config = split_spec(whole, mode), whole.config
@@ -127,9 +126,10 @@ class SplitPlan:
         self.is_zeroed = mode is SplitKMode.PARALLEL
         self.function = get_function(spec, device.is_emulated)
         self.clusters = cluster_count(config, device.sms)
-        self.sum_up: Optional[Callable[..., None]] = None
+        self.finishing, self.sum_up = whole, None
         if mode is SplitKMode.SEPARATE:
-            self.sum_up = get_function(sum_spec(whole, works, device.sms), device.is_emulated)
+            self.finishing = sum_spec(whole, works, device.sms)
+            self.sum_up = get_function(self.finishing, device.is_emulated)
 
     def run(
         self, operands: tuple[Any, ...], arguments: Any, ports: Any, counter: Any, sum_arguments: Any = None

@@ -48,5 +48,5 @@ class StreamPlan(SplitPlan):
         self.numbers = (self.clusters, streamed, k_tiles)
         self.device, self.ctas = device.ordinal, device.sms
         self.memory = stream_memory(spec, self.clusters)
-        self.is_zeroed, self.sum_up = False, None
+        self.is_zeroed, self.finishing, self.sum_up = False, whole, None
         self.function = get_function(spec, device.is_emulated)

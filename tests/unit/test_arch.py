@@ -1,7 +1,6 @@
 """The table of architectures: complete, consistent with the emulator and the budgets, and what everything else reads."""
 
 import ast
-import functools
 import re
 import subprocess
 import sys
@@ -37,9 +36,7 @@ def pretend_built(monkeypatch, arch: Arch) -> None:
     for module in ("quack.runtime.legality", "quack.runtime.budget", "quack.runtime.spec"):
         monkeypatch.setattr(sys.modules[module], "ARCHES", table.ARCHES)
     budget = sys.modules["quack.runtime.budget"]
-    monkeypatch.setattr(
-        budget, "_counter", functools.cache(budget._counter.__wrapped__)
-    )  # what it finds ends with the test
+    monkeypatch.setattr(budget, "_counter", budget._counter.__wrapped__)  # nothing of this stays in its cache
 
 
 def test_every_figure_has_a_number_and_a_source(arch: Arch):
