@@ -50,6 +50,7 @@ _EXPORTS = {
         "gemm_norm_act_ref",
         "gemm_norm_act_tuned",
     ),
+    "quack.blockscaled": ("gemm_blockscaled", "gemm_blockscaled_ref", "blocked_scales", "plain_scales"),
     "quack.gemm_reduction": ("gemm_reduce",),
     "quack.reduction": ("Reduction",),
     "quack.gemm_symmetry": ("gemm_symmetric", "gemm_symmetric_out", "gemm_symmetric_ref"),

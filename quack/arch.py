@@ -10,10 +10,11 @@ import enum
 import functools
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Optional
 
-from .gemm_config import Dtype
+from .gemm_config import BlockScaling, Dtype, OperandSpecs
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -66,6 +67,8 @@ class Execution:
     has_tma_gather: whether TMA has gather4.
     runs_on:       other targets that have every instruction of the kernel, so that it can be tested there.
     features:      what the kernel has been tested with. Its author adds to it.
+    scaled_kernel: the kernel class for block-scaled operands; None: there is none.
+    scaled:        the groups of dtypes that it multiplies A and B of, by how they are scaled.
     """
 
     package: str
@@ -89,6 +92,8 @@ class Execution:
     tile_k_bytes: tuple[int, ...] = (128, 256)
     runs_on: tuple[str, ...] = ()
     max_tile_n: int = 256
+    scaled_kernel: Optional[str] = None
+    scaled: Mapping[BlockScaling, tuple[frozenset[Dtype], ...]] = field(default_factory=dict, hash=False)
     tmem_bytes: int = 0
     registers: int = 65536
 
@@ -96,6 +101,10 @@ class Execution:
     def resources(self) -> str:
         """Module with `resources` and `REGISTERS`."""
         return f"{self.package}.resources"
+
+    def kernel_of(self, operands: OperandSpecs) -> str:
+        """The class for these operands."""
+        return self.scaled_kernel if operands.is_scaled and self.scaled_kernel is not None else self.kernel
 
     @functools.cached_property
     def lacking(self) -> frozenset[Feature]:
@@ -203,6 +212,11 @@ TCGEN05 = Execution(
     has_clc=True,
     has_tma_gather=True,
     features=SEAMS - {Feature.PINGPONG} | {Feature.TMA_GATHER},
+    scaled_kernel="quack.sm100.blockscaled:BlockScaledGemmSm100",
+    scaled={
+        BlockScaling.MX: (INPUTS_8, frozenset((Dtype.E2M1,))),
+        BlockScaling.NV: (frozenset((Dtype.E2M1,)),),
+    },
 )
 WARP_MMA = Execution(
     package="quack.sm120",

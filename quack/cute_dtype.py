@@ -10,4 +10,6 @@ CUTE_DTYPE = {
     Dtype.FP32: cutlass.Float32,
     Dtype.E4M3: cutlass.Float8E4M3FN,
     Dtype.E5M2: cutlass.Float8E5M2,
+    Dtype.E2M1: cutlass.Float4E2M1FN,
+    Dtype.E8M0: cutlass.Float8E8M0FNU,
 }

@@ -55,6 +55,9 @@ def gemm_act(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
+    *,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> Outputs:
     """preact = A @ B + C + bias, postact = activation(preact). Returns (preact or None, postact).
 
@@ -63,11 +66,14 @@ def gemm_act(
     `preact_out is C` works in place. store_preact=False does not write preact, and returns None for it.
     cu_seqlens_m, A_idx, dynamic_scheduler: as in `gemm`. concat_layout: names out of "A", "B", "C", "bias" as in `gemm`; a
     gated W1 (2I, K) stored as [gates; ups] is B = W1.mT with concat_layout=("B",).
+    A_scale, B_scale: of block-scaled A and B, as in `gemm_blockscaled`.
     """
     if preact_out is not None and not store_preact:
         raise ValueError("preact_out is given and store_preact is False: pass one of them")
     function, names = activation_of(activation), operand_names(concat_layout)
     operands = {"A": A, "B": B, "C": C, "bias": bias, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+    if A_scale is not None or B_scale is not None:
+        operands |= {"A_scale": A_scale, "B_scale": B_scale}
     call = Forward(function, store_preact, out_dtype, postact_dtype, dynamic_scheduler, names)
     return launch_forward(operands, preact_out, postact_out, call)
 
@@ -88,11 +94,14 @@ def gemm_gated(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
+    *,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> Outputs:
     """`gemm_act` with a gated activation."""
     return gemm_act(
         A, B, C, bias, GatedActivation.of(activation), preact_out, postact_out, out_dtype, postact_dtype, cu_seqlens_m,
-        A_idx, store_preact, dynamic_scheduler, tuned, concat_layout,
+        A_idx, store_preact, dynamic_scheduler, tuned, concat_layout, A_scale=A_scale, B_scale=B_scale,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class Operands(NamedTuple):
     d: TmaOperand
     tile_inputs: tuple = ()  # of the mixins, plain global memory (M, N, L)
     tile_outputs: tuple = ()  # of the mixins, like d
+    scales: tuple = ()  # of a and b, if they are block-scaled: words as `block_scales` has them, (row blocks, words, L)
 
 
 class GemmBase:
@@ -95,10 +96,12 @@ class GemmBase:
     ):
         """TVM-FFI entry. Tensors as torch holds them (see `OperandSpec`).
 
-        problem_arguments: the adapter's own tensors, None for dense problems.
+        problem_arguments: the scales of a and b if these are block-scaled, then the adapter's own tensors; None for plain
+        dense problems.
         epilogue_arguments: the mixins' ports, flat, in order; None without any. counter: int32 (1,), zero, for the dynamic scheduler.
         max_active_clusters: clusters the device can hold at once; if they are cancelled, how many may be launched.
         """
+        scales, problem_arguments = self.split_scales(problem_arguments)
         mA = kernel_modes(a, self.specs.a)
         mB = kernel_modes(b, self.specs.b)
         mC = kernel_modes(c, self.specs.c)
@@ -108,6 +111,8 @@ class GemmBase:
         schedule = self.scheduler.make_params(*grid_of_tiles)
         tiles, other_arguments = self.split_arguments(epilogue_arguments)
         operands = self.make_operands(mA, mB, mC, mD, tiles)
+        if cutlass.const_expr(self.specs.is_scaled):
+            operands = operands._replace(scales=self.make_scales(*scales))
         self.prepare(problem, operands, stream)
         self.kernel(operands, problem, schedule, other_arguments, counter, self.make_tiled_mma()).launch(
             grid=self.scheduler.grid(schedule, max_active_clusters),
@@ -117,6 +122,17 @@ class GemmBase:
             stream=stream,
             use_pdl=True,
         )
+
+    def split_scales(self, arguments: Optional[tuple]) -> tuple[tuple, Optional[tuple]]:
+        """Host. The scales of a and b, if they have some, and the adapter's own tensors."""
+        if not self.specs.is_scaled:
+            return (), arguments
+        assert arguments is not None
+        return arguments[:2], arguments[2:] or None
+
+    def make_scales(self, a_scales: cute.Tensor, b_scales: cute.Tensor) -> tuple[TmaOperand, TmaOperand]:
+        """Host. How a kernel that multiplies block-scaled operands loads these tensors, words as `block_scales` has them."""
+        raise NotImplementedError
 
     def split_arguments(self, arguments: Optional[tuple]) -> tuple[dict[PortKind, list], Optional[tuple]]:
         """Host. The mixins' tiles by kind, in kernel mode order, and the other epilogue arguments."""
@@ -138,6 +154,8 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
     """
     if cutlass.const_expr(tensor is None):
         return None
+    if cutlass.const_expr(spec.dtype.bits < 8):
+        tensor = unpacked(tensor, spec)
     first = spec.ndim - 2
     outer, inner = (first + 1, first) if spec.transposed else (first, first + 1)
     batch, batch_stride = (tensor.shape[0], tensor.stride[0]) if spec.ndim == 3 else (1, 0)
@@ -146,6 +164,17 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
         split = 0 if spec.major is Major.INNER else 1
         shape[split], stride[split] = interleaved_halves(shape[split], stride[split])
     return cute.make_tensor(tensor.iterator, cute.make_layout((*shape, batch), stride=(*stride, batch_stride)))
+
+
+@cute.jit
+def unpacked(tensor: cute.Tensor, spec: cutlass.Constexpr[Any]) -> cute.Tensor:
+    """A tensor of bytes, with several elements in each along the contiguous dimension, as a tensor of elements."""
+    count = 8 // spec.dtype.bits
+    unit = spec.unit_stride_dim
+    shape = [extent * count if d == unit else extent for d, extent in enumerate(tensor.shape)]
+    stride = [1 if d == unit else step * count for d, step in enumerate(tensor.stride)]
+    elements = cute.recast_ptr(tensor.iterator, dtype=CUTE_DTYPE[spec.dtype])
+    return cute.make_tensor(elements, cute.make_layout(tuple(shape), stride=tuple(stride)))
 
 
 def interleaved_halves(extent, stride) -> tuple[tuple, tuple]:

@@ -16,6 +16,8 @@ class Dtype(enum.Enum):
     FP32 = "fp32"
     E4M3 = "fp8_e4m3"
     E5M2 = "fp8_e5m2"
+    E2M1 = "fp4_e2m1"  # two a byte, along K
+    E8M0 = "e8m0"  # powers of two, of scales only
 
     @property
     def bits(self) -> int:
@@ -23,14 +25,46 @@ class Dtype(enum.Enum):
 
     @property
     def bytes(self) -> int:
+        """Of types that are not smaller; see `bytes_of`."""
+        assert self.bits >= 8, f"{self.value} elements are smaller than a byte"
         return self.bits // 8
+
+    def bytes_of(self, elements: int) -> int:
+        return elements * self.bits // 8
+
+    def elements_in(self, nbytes: int) -> int:
+        return nbytes * 8 // self.bits
 
     @property
     def is_fp8(self) -> bool:
-        return self.bits == 8
+        return self in (Dtype.E4M3, Dtype.E5M2)
 
 
-_DTYPE_BITS = {Dtype.BF16: 16, Dtype.FP16: 16, Dtype.FP32: 32, Dtype.E4M3: 8, Dtype.E5M2: 8}
+_DTYPE_BITS = {
+    Dtype.BF16: 16,
+    Dtype.FP16: 16,
+    Dtype.FP32: 32,
+    Dtype.E4M3: 8,
+    Dtype.E5M2: 8,
+    Dtype.E2M1: 4,
+    Dtype.E8M0: 8,
+}
+
+
+class BlockScaling(enum.Enum):
+    """Scale factors of an operand: (their dtype, how many elements along K each one multiplies). Where they are in memory is
+    fixed, see `block_scales`."""
+
+    MX = (Dtype.E8M0, 32)  # OCP microscaling: mxfp8, mxfp4
+    NV = (Dtype.E4M3, 16)  # nvfp4
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.value[0]
+
+    @property
+    def block(self) -> int:
+        return self.value[1]
 
 
 class Major(enum.Enum):
@@ -65,6 +99,7 @@ class OperandSpec:
     is_halved:  outputs only: half as many columns as the accumulator, one for each pair 2j, 2j + 1 (gated activations).
     is_concat:  the mode that is not contiguous is stored as [even half; odd half]: index j of the GEMM is memory index
                 j // 2 + (j % 2) * extent // 2. The extent is even.
+    scaling:    A and B only: how blocks of it along K are scaled, by a tensor of its own.
     """
 
     dtype: Dtype
@@ -74,6 +109,7 @@ class OperandSpec:
     align: int = TMA_ALIGN_BYTES
     is_concat: bool = False
     is_halved: bool = False
+    scaling: Optional[BlockScaling] = None
 
     @property
     def is_tma(self) -> bool:
@@ -94,6 +130,11 @@ class OperandSpecs(NamedTuple):
     b: OperandSpec
     d: OperandSpec
     c: Optional[OperandSpec] = None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether A and B come with scale factors."""
+        return self.a.scaling is not None
 
 
 @dataclass(frozen=True)
@@ -144,7 +185,7 @@ class GemmConfig:
 
     def with_tile_k(self, a_dtype: Dtype) -> "GemmConfig":
         """The same configuration with tile_k filled in: one 128-byte swizzle row of K unless given."""
-        return self if self.tile_k else replace(self, tile_k=128 // a_dtype.bytes)
+        return self if self.tile_k else replace(self, tile_k=a_dtype.elements_in(128))
 
 
 def mma_warpgroups(config: GemmConfig) -> int:

@@ -120,8 +120,12 @@ def _op(
     rstd: Optional[torch.Tensor] = None,
     cu_seqlens_m: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> None:
     operands = {"A": A, "B": B, "C": C, "bias": bias, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+    if A_scale is not None:
+        operands |= {"A_scale": A_scale, "B_scale": B_scale}
     function, names = activation_of(activation), _split_names(concat_layout)
     launch_forward(operands, preact, postact, Forward(function, preact is not None, None, None, dynamic, names))
 

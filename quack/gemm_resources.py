@@ -45,6 +45,7 @@ class GemmResources:
     producer_registers: int
     fragment_registers: int = 0  # of operands that are multiplied from registers; not beside the epilogue's
     slab_m: int = SLAB_M  # rows of a slab
+    acc_stages: int = 1  # tiles whose accumulators fit: of two, one is drained while the other is multiplied
 
     @property
     def threads(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional
 
 from ..activation import Activation, GatedActivation
 from ..arch import ARCHES
-from ..gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
+from ..gemm_config import BlockScaling, Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
 from ..reduction import Reduction
 from ..runtime.pointwise import pointwise
@@ -32,12 +32,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """dtypes of A and B, and the output that people ask for with them. precise: fp8 sums in fp32."""
+    """dtypes of A and B, and the output that people ask for with them. precise: fp8 sums in fp32. scaling: of blocks of K."""
 
     a: Dtype
     b: Dtype
     d: Dtype = Dtype.BF16
     precise: bool = False
+    scaling: Optional[BlockScaling] = None
 
 
 INPUTS: Mapping[str, Inputs] = {
@@ -47,6 +48,9 @@ INPUTS: Mapping[str, Inputs] = {
     "e4m3": Inputs(Dtype.E4M3, Dtype.E4M3),
     "e5m2 x e4m3": Inputs(Dtype.E5M2, Dtype.E4M3),
     "e4m3 precise": Inputs(Dtype.E4M3, Dtype.E4M3, precise=True),
+    "mxfp8": Inputs(Dtype.E4M3, Dtype.E4M3, scaling=BlockScaling.MX),
+    "mxfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.MX),
+    "nvfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.NV),
 }
 ADAPTERS: Mapping[str, str] = {
     "dense": DENSE,
@@ -241,8 +245,8 @@ def base_spec(cell: Cell) -> GemmSpec:
     # B has a matrix for each group where M is ragged, D where K is. A ragged K must be the strided mode.
     inner = Major.OUTER if adapter in RAGGED_K else Major.INNER
     operands = OperandSpecs(
-        OperandSpec(inputs.a, 2, False, inner),
-        OperandSpec(inputs.b, 3 if adapter in RAGGED_M else 2, True, inner),
+        OperandSpec(inputs.a, 2, False, inner, scaling=inputs.scaling),
+        OperandSpec(inputs.b, 3 if adapter in RAGGED_M else 2, True, inner, scaling=inputs.scaling),
         OperandSpec(inputs.d, 3 if adapter in RAGGED_K else 2, False, Major.INNER),
     )
     spec = GemmSpec("", operands, GemmConfig(), fast_accum=not inputs.precise, adapter=adapter).on(cell.arch)

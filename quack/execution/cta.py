@@ -24,6 +24,7 @@ class SmemTensors(NamedTuple):
     c: Optional[cute.Tensor]  # (slab_m, epi_n, c_stages)
     outputs: tuple  # D and the mixins' tile outputs: (slab_m, columns, warpgroups * d_stages), None where not by TMA
     scratch: Optional[cute.Tensor]  # fp32 words of the mixins' ports, warpgroup after warpgroup
+    scales: tuple = ()  # of A and B, if they are block-scaled: (row blocks, words of a k tile, ab_stages)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,14 @@ class LoadRoles(OperandTransport):
         tBsB, tBgB = self.partition_b(cta, work)
         a_descriptor = self.descriptor(cta.problem, Operand.A, work)
         b_descriptor = self.descriptor(cta.problem, Operand.B, work)
+        scales = self.partition_scales(cta, work)
         first, count = self.k_range(cta.problem, work, tile_k)
         for step in cutlass.range(count, unroll=1):
             k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
+            for atom, tSsS, tSgS, mask in scales:
+                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
             cute.copy(
                 cta.operands.a.atom,
                 tAgA[None, k_tile],
@@ -65,6 +68,11 @@ class LoadRoles(OperandTransport):
             )
             state.advance()
         return state
+
+    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
+        """(atom, smem, gmem, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
+        block-scaled."""
+        return ()
 
     def multicast_masks(self, cta: CtaContext) -> tuple[Optional[Int32], Optional[Int32]]:
         """The CTAs that take what this one loads of A and of B; None: itself alone."""

@@ -138,8 +138,8 @@ class OperandTransport(GemmBase):
     def stage_bytes(self) -> int:
         """That TMA puts into one stage of A and B, for all CTAs of an MMA."""
         tile_m, _, tile_k = self.tile_mnk
-        a_bytes = 0 if self.copies_a else tile_m * self.a_dtype.width // 8
-        return self.mma_ctas * tile_k * (a_bytes + self.b_rows * self.b_dtype.width // 8)
+        a_bits = 0 if self.copies_a else tile_m * self.a_dtype.width
+        return self.mma_ctas * tile_k * (a_bits + self.b_rows * self.b_dtype.width) // 8
 
     @property
     def copying_warps(self) -> int:

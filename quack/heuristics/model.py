@@ -86,14 +86,19 @@ def rates_of(spec: GemmSpec, waves: int, k: int) -> Roofline:
 
 def hides_drain(spec: GemmSpec) -> bool:
     """Whether a tile's epilogue runs behind the next tile's multiplication."""
-    return spec.config.pingpong or tuning_of(spec.arch).overlaps_drain
+    return spec.config.pingpong or overlaps_drain(spec)
+
+
+def overlaps_drain(spec: GemmSpec) -> bool:
+    """The same of tiles that are not ping-pong: block scales may leave tensor memory no room for two."""
+    return tuning_of(spec.arch).overlaps_drain and budget_of(spec).acc_stages > 1
 
 
 def traffic_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """A tile's operands from the L2 to one SM."""
     config = spec.config
     lines = config.cta_tile_m / config.cluster_n + config.tile_n / config.cluster_m
-    return lines * k * spec.operands.a.dtype.bytes / rates.l2_bytes_per_ns
+    return lines * k * element_bytes(spec) / rates.l2_bytes_per_ns
 
 
 def smem_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
@@ -102,12 +107,12 @@ def smem_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     assert spec.config.tile_k is not None
     tuning = tuning_of(spec.arch)
     moved = k / spec.config.tile_k * k_tile_work(tuning, spec).smem_bytes
-    return (moved + (drain_work(spec).smem_bytes if tuning.overlaps_drain else 0)) / rates.smem_bytes_per_ns
+    return (moved + (drain_work(spec).smem_bytes if overlaps_drain(spec) else 0)) / rates.smem_bytes_per_ns
 
 
 def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
     """Time from one tile to the next on one SM."""
-    config, size, tuning = spec.config, spec.operands.a.dtype.bytes, tuning_of(spec.arch)
+    config, size, tuning = spec.config, element_bytes(spec), tuning_of(spec.arch)
     tile_m = config.cta_tile_m
     assert config.tile_k is not None
     k = math.ceil(k / config.tile_k) * config.tile_k
@@ -120,7 +125,7 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
         else 0.0
     )
     shared = smem_ns(spec, k, rates)
-    if tuning.overlaps_drain:
+    if overlaps_drain(spec):
         return max(mma, shared, traffic, copies, drain_ns(spec))
     return max(mma, shared, traffic, copies) + (0 if config.pingpong else rates.tile_start_ns + drain_ns(spec))
 
@@ -128,6 +133,12 @@ def tile_ns(spec: GemmSpec, k: int, rates: Roofline) -> float:
 def drain_ns(spec: GemmSpec) -> float:
     """Epilogue of one tile; see `hides_drain`."""
     return spec.config.cta_tile_m * spec.config.tile_n * output_bytes(spec) / roofline_of(spec.arch).store_bytes_per_ns
+
+
+def element_bytes(spec: GemmSpec) -> float:
+    """Of A or B, with its part of a scale."""
+    a = spec.operands.a
+    return a.dtype.bits / 8 + (0.0 if a.scaling is None else 1 / a.scaling.block)
 
 
 def output_bytes(spec: GemmSpec) -> float:
@@ -139,7 +150,7 @@ def output_bytes(spec: GemmSpec) -> float:
 
 def bytes_moved(spec: GemmSpec, shape: GemmShape) -> float:
     """Least HBM traffic of one problem."""
-    inputs = (shape.m + shape.n) * shape.k * spec.operands.a.dtype.bytes
+    inputs = (shape.m + shape.n) * shape.k * element_bytes(spec)
     return inputs + shape.m * shape.n * output_bytes(spec)
 
 
@@ -156,7 +167,7 @@ def candidates(
     for spec, extents in ((base, shape), (swapped, shape.swapped())):
         if spec is None:
             continue
-        tile_k = 128 // spec.operands.a.dtype.bytes
+        tile_k = spec.operands.a.dtype.elements_in(128)
         for tile_m, tile_n, pingpong in tuning.tiles_of(spec):
             for cluster_m, cluster_n in clusters or tuning.clusters_of(spec, extents.is_ragged_m):
                 config = GemmConfig(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..arch import ARCHES
+from ..block_scales import BLOCK_BYTES, scale_blocks
 from ..gemm_config import OperandSpec
 from ..gemm_port import PortKind, tile_layouts
 from ..gemm_resources import output_layouts
@@ -26,8 +27,8 @@ class KTileWork:
     """Of one CTA for one k tile.
 
     flops:         multiplications and additions.
-    operand_reads: bytes of shared memory that the MMA, or what loads its registers, reads.
-    operand_bytes: bytes of A and B that are written to this CTA's shared memory, by TMA or by copying warps.
+    operand_reads: bytes of shared memory that the MMA, or what loads its registers, reads; of scales what is copied on.
+    operand_bytes: bytes of A and B, and of their scales, that are written to this CTA's shared memory, by TMA or by copying warps.
     l2_bytes:      the same after multicast: what the cluster fetches, shared out among its CTAs.
     """
 
@@ -70,7 +71,8 @@ class DrainWork:
 def line_bytes(spec: GemmSpec) -> tuple[int, int]:
     """A row of A's and a column of B's k tile."""
     assert spec.config.tile_k is not None
-    return spec.config.tile_k * spec.operands.a.dtype.bytes, spec.config.tile_k * spec.operands.b.dtype.bytes
+    a, b, *_ = spec.operands
+    return a.dtype.bytes_of(spec.config.tile_k), b.dtype.bytes_of(spec.config.tile_k)
 
 
 def loaded_columns(spec: GemmSpec) -> int:
@@ -82,11 +84,13 @@ def k_tile_work(tuning: Tuning, spec: GemmSpec) -> KTileWork:
     """tuning: of the spec's arch; the spec's tile_k is filled in."""
     config, (a_line, b_line) = spec.config, line_bytes(spec)
     assert config.tile_k is not None
+    a_scales, b_scales = (blocks * BLOCK_BYTES for blocks in scale_blocks(spec.operands, config))
+    a_bytes, b_bytes = config.cta_tile_m * a_line + a_scales, config.tile_n * b_line + b_scales
     return KTileWork(
         flops=2 * config.cta_tile_m * config.tile_n * config.tile_k,
-        operand_reads=tuning.operand_reads(spec),
-        operand_bytes=config.cta_tile_m * a_line + loaded_columns(spec) * b_line,
-        l2_bytes=config.cta_tile_m * a_line / config.cluster_n + config.tile_n * b_line / config.cluster_m,
+        operand_reads=tuning.operand_reads(spec) + a_scales + b_scales,
+        operand_bytes=a_bytes + loaded_columns(spec) * b_line + b_scales,
+        l2_bytes=a_bytes / config.cluster_n + b_bytes / config.cluster_m,
     )
 
 

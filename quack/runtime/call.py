@@ -25,7 +25,7 @@ from .plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, check_indices
 from .problem_order import check_permutation_values
 
 MAX_CALLS = 8192  # they are small, but shapes may be endless: start over beyond this
-RAGGED = ("cu_seqlens_m", "cu_seqlens_k", "A_idx", "batch_idx_permute")
+ARGUMENTS = ("A_scale", "B_scale", "cu_seqlens_m", "cu_seqlens_k", "A_idx", "batch_idx_permute")
 DECIDING = ("alpha", "beta")  # 0.0 and 1.0 compile to less; other numbers share one kernel
 
 Operands = dict[str, Any]
@@ -146,7 +146,7 @@ class Call:
         place = {name: i for i, name in enumerate(operands)}
         self.a, self.b, self.out = place["A"], place["B"], place["out"]
         self.c = None if request.used_c is None else place["C"]
-        self.arguments = tuple(place[name] for name in RAGGED if operands.get(name) is not None)
+        self.arguments = tuple(place[name] for name in ARGUMENTS if operands.get(name) is not None)
         self.has_indices = request.A_idx is not None or request.batch_idx_permute is not None
         self.ports: list[_Value] = []
         self.partials: list[tuple[str, int, bool]] = []  # name, place among the ports, whether it is transposed

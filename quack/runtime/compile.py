@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Optional, TypeGuard, Union
 
 from ..arch import ARCHES
+from ..block_scales import BLOCK_WORDS
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
 from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
 from .cache import get_or_build
@@ -85,14 +86,15 @@ def _trace_gemm(spec: GemmSpec, options: str) -> Any:
         combine = resolve(spec.combine)
         adapter = split(adapter, combine) if spec.pieces_of is None else pieces(adapter, spec.pieces_of)
         plan = combining(combine, plan)
-    kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel), adapter, plan, *mixins)
+    kernel_class = compose(resolve(ARCHES[spec.arch].execution.kernel_of(spec.operands)), adapter, plan, *mixins)
     kernel = kernel_class(spec.operands, spec.config, spec.epilogue, spec.fast_accum, spec.cancels)
     counter = None
     if spec.config.is_dynamic_persistent and not spec.cancels:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
     ports = tuple(_fake_port(port) for port in present_ports(spec.epilogue))
-    arguments = tuple(_fake_argument(kind) for kind in adapter.arguments.values())
     operands = spec.operands
+    scales = (_fake_scales(), _fake_scales()) if operands.is_scaled else ()
+    arguments = (*scales, *(_fake_argument(kind) for kind in adapter.arguments.values()))
     return cute.compile(
         kernel,
         _fake_operand(operands.a),
@@ -128,18 +130,30 @@ def _fake_kernel_argument(argument: Union[TensorSpec, Number]) -> Any:
 
 
 def _fake_operand(operand: OperandSpec) -> Any:
+    import cutlass
     from cutlass import cute
     from cutlass.cute import runtime as cute_runtime
 
     from ..cute_dtype import CUTE_DTYPE
 
-    divisibility = max(1, operand.align // operand.dtype.bytes)
+    # Smaller elements come as the bytes that hold them.
+    dtype, size = (cutlass.Uint8, 1) if operand.dtype.bits < 8 else (CUTE_DTYPE[operand.dtype], operand.dtype.bytes)
+    divisibility = max(1, operand.align // size)
     strides: list[Any] = [cute.sym_int64(divisibility=divisibility) for _ in range(operand.ndim)]
     strides[operand.unit_stride_dim] = 1
     shape = tuple(cute.sym_int() for _ in range(operand.ndim))
-    return cute_runtime.make_fake_tensor(
-        CUTE_DTYPE[operand.dtype], shape, tuple(strides), assumed_align=max(operand.align, operand.dtype.bytes)
-    )
+    return cute_runtime.make_fake_tensor(dtype, shape, tuple(strides), assumed_align=max(operand.align, size))
+
+
+def _fake_scales() -> Any:
+    """Words as `block_scales` has them: (L, row blocks, words)."""
+    import cutlass
+    from cutlass import cute
+    from cutlass.cute import runtime as cute_runtime
+
+    strides = (cute.sym_int64(divisibility=BLOCK_WORDS), cute.sym_int64(divisibility=BLOCK_WORDS), 1)
+    shape = tuple(cute.sym_int() for _ in range(3))
+    return cute_runtime.make_fake_tensor(cutlass.Int64, shape, strides, assumed_align=16)
 
 
 def _fake_argument(kind: ArgumentKind) -> Any:
@@ -265,7 +279,9 @@ def cache_key(spec: Spec) -> str:
 
 def _gemm_roots(spec: GemmSpec) -> tuple[str, ...]:
     """The modules that a GEMM kernel begins with."""
-    names = (ARCHES[spec.arch].execution.kernel, spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue))
+    names = (
+        ARCHES[spec.arch].execution.kernel_of(spec.operands), spec.adapter, spec.plan, *(op.mixin for op in spec.epilogue)
+    )  # fmt: skip
     modules = {name.partition(":")[0] for name in names if not is_user_code(name)}
     modules.update(*(user_modules(name) for name in names if is_user_code(name)))
     return ("quack.compose", *sorted(modules))

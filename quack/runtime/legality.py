@@ -16,6 +16,7 @@ from ..gemm_resources import (
 )
 from .activation_rules import activation_refusals
 from .budget import budget_of
+from .scaling_rules import scaling_refusals
 from .sm90_rules import sm90_refusals
 from .sm100_rules import sm100_refusals
 from .sm120_rules import sm120_refusals
@@ -231,6 +232,7 @@ def _split_refusals(spec: GemmSpec) -> Iterator[Legality]:
 
 def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     yield from _feature_refusals(spec, arch)
+    yield from (Legality(*refusal) for refusal in scaling_refusals(spec, arch, FEATURES.get(spec.adapter)))
     yield from (Legality(*refusal) for refusal in symmetric_refusals(spec))
     yield from _adapter_refusals(spec, arch)
     yield from _gather_refusals(spec)
@@ -258,7 +260,9 @@ def _kind(dtype: Dtype) -> str:
 
 def _operand_refusals(operands: OperandSpecs, names: tuple[str, str], arch: Arch) -> Iterator[Legality]:
     a, b, execution = operands.a, operands.b, arch.execution
-    if not (a.dtype in execution.inputs and b.dtype in execution.inputs):
+    if operands.is_scaled:
+        pass  # the dtypes are those of `Execution.scaled`, see `scaling_rules`
+    elif not (a.dtype in execution.inputs and b.dtype in execution.inputs):
         missing = {a.dtype, b.dtype} - execution.inputs
         kinds = " and ".join(sorted({_kind(d) + (" inputs (tf32)" if d is Dtype.FP32 else " inputs") for d in missing}))
         yield Legality(f"{kinds} have no kernel on {arch.name} yet", "A.bfloat16(), B.bfloat16()")
@@ -293,10 +297,11 @@ def _config_refusals(config: GemmConfig, operands: OperandSpecs, arch: Arch) -> 
         yield Legality(f"tile_m={config.tile_m} is not one of {heights}", f"tile_m={_nearest(config.tile_m, heights)}")
     if config.tile_n % step or not step <= config.tile_n <= widest:
         yield Legality(f"tile_n={config.tile_n} is not a multiple of {step} in {step}..{widest}", "tile_n=128")
-    if tile_k * operands.a.dtype.bytes not in execution.tile_k_bytes:
+    row_bytes = operands.a.dtype.bytes_of(tile_k)
+    if row_bytes not in execution.tile_k_bytes:
         yield Legality(
-            f"tile_k={tile_k} is {tile_k * operands.a.dtype.bytes} bytes, not one of {execution.tile_k_bytes}",
-            f"tile_k={128 // operands.a.dtype.bytes}",
+            f"tile_k={tile_k} is {row_bytes} bytes, not one of {execution.tile_k_bytes}",
+            f"tile_k={operands.a.dtype.elements_in(128)}",
         )
     if config.pingpong and config.tile_m > 128:
         yield Legality(f"ping-pong with tile_m={config.tile_m}: one warpgroup holds at most 128 rows", "tile_m=128")
@@ -328,7 +333,7 @@ def _multicast_refusals(name: str, operand: OperandSpec, tile: int, ctas: int) -
     """Each CTA of a multicast fetches 1/ctas of the tile, which must be whole swizzle atoms."""
     atom = 8
     if operand.major is Major.OUTER:
-        sizes = [row // operand.dtype.bytes for row in (128, 64, 32)]  # elements of a swizzled row
+        sizes = [operand.dtype.elements_in(row) for row in (128, 64, 32)]  # elements of a swizzled row
         fitting = [size for size in sizes if tile % size == 0]
         if not fitting:
             yield Legality(

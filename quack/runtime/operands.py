@@ -16,15 +16,17 @@ DTYPE_OF_TORCH = {
     torch.float8_e4m3fn: Dtype.E4M3,
     torch.float8_e5m2: Dtype.E5M2,
 }
+INPUT_DTYPE_OF_TORCH = {**DTYPE_OF_TORCH, torch.float4_e2m1fn_x2: Dtype.E2M1}  # of A and B
 
 
 def dtype_of(name: str, tensor: torch.Tensor) -> Dtype:
     """The kernel dtype, or `UnsupportedGemm`."""
+    known = INPUT_DTYPE_OF_TORCH if name in ("A", "B") else DTYPE_OF_TORCH
     try:
-        return DTYPE_OF_TORCH[tensor.dtype]
+        return known[tensor.dtype]
     except KeyError:
         raise UnsupportedGemm(
-            f"{name} has dtype {tensor.dtype}", "one of " + ", ".join(str(t) for t in DTYPE_OF_TORCH)
+            f"{name} has dtype {tensor.dtype}", "one of " + ", ".join(str(t) for t in known)
         ) from None
 
 

@@ -28,6 +28,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .residency import cluster_count
+from .scales import Scales, check_scales, elements_along_k
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -73,6 +74,8 @@ class GemmRequest:
     leading: tuple[Term, ...] = ()  # mixins between alpha and C
     epilogue: tuple[Term, ...] = ()  # mixins behind bias
     plan: str = DEFAULT_COMMIT  # the commit policy
+    A_scale: Optional[torch.Tensor] = None  # of block-scaled A and B, both or neither, see `block_scales`
+    B_scale: Optional[torch.Tensor] = None
     halves_out: bool = False  # out has half the columns of the product: a mixin combines pairs of them
 
     def is_concat(self, name: str) -> bool:
@@ -135,8 +138,8 @@ class GemmPlan:
     """Ready to run on any tensors with the same shapes, strides, dtypes, alignment and device."""
 
     __slots__ = (
-        "clusters", "copy_a", "copy_b", "device", "finishing", "function", "is_batched", "is_counted", "repeats", "shape", "spec",
-        "split", "swapped",
+        "clusters", "copy_a", "copy_b", "device", "finishing", "function", "is_batched", "is_counted", "repeats", "scales", "shape",
+        "spec", "split", "swapped",
     )  # fmt: skip
 
     def __init__(
@@ -160,6 +163,7 @@ class GemmPlan:
         self.is_counted = spec.config.is_dynamic_persistent and (split is not None or not spec.cancels)
         self.copy_a, self.copy_b = copies
         self.repeats = repeats
+        self.scales = Scales.of(request)
 
     def run(
         self,
@@ -171,6 +175,8 @@ class GemmPlan:
         arguments: Optional[tuple[torch.Tensor, ...]] = None,
     ) -> None:
         """Launch on the current stream of the tensors' device. Same contract as the compiled function."""
+        if self.scales is not None:
+            A, B, arguments = self.scales.stored(A, B, arguments, self.swapped)
         if self.copy_a:
             A = aligned_copy(A, self.spec.operands.b if self.swapped else self.spec.operands.a)
         if self.copy_b:
@@ -214,7 +220,7 @@ def check_aliases(request: GemmRequest) -> None:
             raise ValueError("concat_layout names one of C and out, which are the same tensor: name both or neither")
     others = {"A": request.A, "B": request.B, "bias": request.bias, "alpha": request.alpha, "beta": request.beta}
     others |= {"cu_seqlens_m": request.cu_seqlens_m, "cu_seqlens_k": request.cu_seqlens_k, "A_idx": request.A_idx}
-    others["batch_idx_permute"] = request.batch_idx_permute
+    others |= {"batch_idx_permute": request.batch_idx_permute, "A_scale": request.A_scale, "B_scale": request.B_scale}
     tiles: dict[str, Any] = {}
     for term in (*request.leading, *request.epilogue):
         for port in term.ports:
@@ -290,6 +296,9 @@ def prepare(request: GemmRequest) -> Union[GemmPlan, EmptyPlan]:
 def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optional[GemmSpec], tuple[bool, bool]]:
     """(extents, spec, spec with A and B swapped if there is one, which inputs need an aligned copy); configurations open."""
     shape = check_shapes(request)
+    scaling = check_scales(request)
+    if scaling is not None:
+        shape = replace(shape, k=elements_along_k(request))
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
     problems = shape.batch if is_batched(request) else None
@@ -324,7 +333,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
 
     d = replace(like_out("out", request.out), is_halved=request.halves_out)
     c = None if request.used_c is None else like_out("C", request.used_c, is_output=False)
-    operands = OperandSpecs(replace(a, align=16), replace(b, align=16), d, c)
+    operands = OperandSpecs(replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling), d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
         "",

@@ -29,6 +29,8 @@ The accumulators of two tiles are in tensor memory, 2 x tile_n of its 512 column
 drain gives a tile back right behind its last load, before the last subtile's mixins and stores; a work without k tiles is
 committed like any other, and the drain clears what nothing was multiplied into.
 
+Block-scaled operands need columns too, and with tile_n = 256 leave room for one tile's accumulators only (`blockscaled`).
+
 Tail: load warps wait until every stage is empty again and the first CTA's MMA warp until its last accumulators are, because peers
 signal these barriers; tensor memory is freed by both CTAs of a pair together. No deadlock: loads wait only for MMA, MMA only for
 loads and for the drain of an *earlier* tile, the drain only for MMA and C loads. Where drains wait for other CTAs (split-K), those
@@ -77,7 +79,7 @@ from ..gemm_config import GemmConfig, OperandSpec
 from ..gemm_epilogue_plan import EpilogueState
 from ..gemm_problem_adapter import NO_PROBLEM
 from ..gemm_work import WorkDesc
-from .resources import ACC_STAGES, CTA_M, resources
+from .resources import CTA_M, resources
 from .tensor_memory import TmemAccumulators
 from .tma_gather import TmaGatherRole
 
@@ -163,7 +165,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
     def make_acc_pipeline(self) -> PipelineUmmaAsync:
         """Accumulators: two tiles' in tensor memory."""
         return PipelineUmmaAsync.create(
-            num_stages=ACC_STAGES,
+            num_stages=self.resources.acc_stages,
             producer_group=threads(1),
             consumer_group=threads(4 * self.mma_ctas),
             cta_layout_vmnk=self.cluster_layout,
@@ -207,9 +209,11 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         )
 
     def accumulators(self, tiled_mma: cute.TiledMma, pointer: cute.Pointer) -> cute.Tensor:
-        """(MMA, MMA_M, MMA_N, ACC_STAGES) of this CTA in tensor memory."""
+        """(MMA, MMA_M, MMA_N, acc_stages) of this CTA in tensor memory."""
         shape = tiled_mma.partition_shape_C((CTA_M * self.mma_ctas, self.config.tile_n))
-        return cute.make_tensor(pointer, tiled_mma.make_fragment_C(cute.append(shape, ACC_STAGES)).layout)
+        return cute.make_tensor(
+            pointer, tiled_mma.make_fragment_C(cute.append(shape, self.resources.acc_stages)).layout
+        )
 
     # ---- kernel ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +246,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         tCtAcc = self.accumulators(mma, tmem.retrieve_ptr(Float32))
         state = MultiplyState(
             make_pipeline_state(PipelineUserType.Consumer, self.resources.ab_stages),
-            make_pipeline_state(PipelineUserType.Producer, ACC_STAGES),
+            make_pipeline_state(PipelineUserType.Producer, self.resources.acc_stages),
         )
         is_multiplying = cta.cta_m % self.mma_ctas == 0
         cursor = cta.works.first()
@@ -263,11 +267,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         state: MultiplyState,
     ) -> MultiplyState:
         """The main loop of one work."""
-        tiler = (CTA_M * self.mma_ctas, self.config.tile_n, self.config.tile_k)
-        stages = self.resources.ab_stages
-        sA = operand_view(cta.smem.a, sm100_utils.make_smem_layout_a(mma, tiler, self.a_dtype, stages))
-        sB = operand_view(cta.smem.b, sm100_utils.make_smem_layout_b(mma, tiler, self.b_dtype, stages))
-        tCrA, tCrB = mma.make_fragment_A(sA), mma.make_fragment_B(sB)  # (MMA, MMA_M or N, MMA_K, STAGE)
+        fragments = self.mma_fragments(cta, mma, tCtAcc, work)
         ab, acc_state = state
         k_tiles = self.k_range(cta.problem, work, self.config.tile_k).count
         acc.producer_acquire(acc_state)
@@ -275,14 +275,34 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         into = tCtAcc[None, None, None, acc_state.index]
         for k_tile in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(ab)
-            for k in cutlass.range_constexpr(cute.size(tCrA, mode=[2])):
-                mma.set(tcgen05.Field.ACCUMULATE, k_tile != 0 if k == 0 else True)
-                cute.gemm(mma, into, tCrA[None, None, k, ab.index], tCrB[None, None, k, ab.index], into)
+            mma = self.multiply_tile(mma, fragments, into, ab.index, k_tile != 0)
             cta.ab.consumer_release(ab)
             ab.advance()
         acc.producer_commit(acc_state)
         acc_state.advance()
         return MultiplyState(ab, acc_state)
+
+    @property
+    def mma_tiler(self) -> tuple[int, int, int]:
+        """Rows, columns and k of what the MMAs of a k tile multiply together."""
+        return (CTA_M * self.mma_ctas, self.config.tile_n, self.config.tile_k)
+
+    def mma_fragments(self, cta: CtaContext, mma: cute.TiledMma, tCtAcc: cute.Tensor, work: WorkDesc) -> Any:
+        """What `multiply_tile` needs to know of the operands of one work: A and B as (MMA, MMA_M or N, MMA_K, STAGE)."""
+        stages = self.resources.ab_stages
+        sA = operand_view(cta.smem.a, sm100_utils.make_smem_layout_a(mma, self.mma_tiler, self.a_dtype, stages))
+        sB = operand_view(cta.smem.b, sm100_utils.make_smem_layout_b(mma, self.mma_tiler, self.b_dtype, stages))
+        return mma.make_fragment_A(sA), mma.make_fragment_B(sB)
+
+    def multiply_tile(
+        self, mma: cute.TiledMma, fragments: Any, into: cute.Tensor, stage: Int32, accumulates: Boolean
+    ) -> cute.TiledMma:
+        """Issue the MMAs of one k tile, the first of which overwrites the accumulators unless told otherwise."""
+        tCrA, tCrB = fragments
+        for k in range(cute.size(tCrA, mode=[2])):
+            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+            cute.gemm(mma, into, tCrA[None, None, k, stage], tCrB[None, None, k, stage], into)
+        return mma
 
     # ---- drain ----------------------------------------------------------------------------------------------------
 
@@ -318,7 +338,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         c = None
         if cutlass.const_expr(self.resources.c_stages > 0):
             c = make_pipeline_state(PipelineUserType.Consumer, self.resources.c_stages)
-        acc = make_pipeline_state(PipelineUserType.Consumer, ACC_STAGES)
+        acc = make_pipeline_state(PipelineUserType.Consumer, self.resources.acc_stages)
         return DrainState(acc, EpilogueState(c, Int32(0)), Int32(NO_PROBLEM))
 
     @cute.jit

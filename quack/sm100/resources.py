@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
+from ..block_scales import BLOCK_BYTES, scale_blocks
 from ..gemm_config import GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, present_ports, scratch_bytes
 from ..gemm_resources import MAX_AB_STAGES, MIXIN_REGISTERS, RESERVED, GemmResources, epilogue_columns, output_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_100 and sm_103 (227 KB)
 CTA_M = 128  # rows of a CTA's accumulators: lanes of tensor memory
-ACC_STAGES = 2  # tiles whose accumulators tensor memory holds: one is multiplied while the other is drained
+MAX_ACC_STAGES = 2  # tiles whose accumulators tensor memory holds: one is multiplied while the other is drained
+TMEM_COLUMNS = 512
+SCALE_BLOCK_COLUMNS = 4  # of tensor memory, for a block of scales
 MIN_TMEM_COLUMNS = 32
 WARPS = 9  # four produce, four drain, one multiplies
 HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 KB with C, a second output and row sums
@@ -21,8 +24,8 @@ REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they ar
 
 @dataclass(frozen=True)
 class Sm100Resources(GemmResources):
-    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two. Registers hold one subtile at a time, not the
-    accumulators."""
+    """tmem_columns: of 128 lanes x 32 bits that a CTA allocates, a power of two: accumulators of acc_stages tiles, two
+    where that leaves room for the scales of a k tile. Registers hold one subtile at a time, not the accumulators."""
 
     tmem_columns: int = MIN_TMEM_COLUMNS
     slab_m: int = CTA_M
@@ -67,7 +70,11 @@ def resources(
     if operands.c is not None:
         fixed += c_stages * subtile * operands.c.dtype.bytes
     b_rows = config.tile_n // (2 if config.is_pair else 1)
-    stage = config.tile_k * (CTA_M * operands.a.dtype.bytes + b_rows * operands.b.dtype.bytes)
+    scales = sum(scale_blocks(operands, config))
+    stage = operands.a.dtype.bytes_of(config.tile_k * CTA_M) + operands.b.dtype.bytes_of(config.tile_k * b_rows)
+    stage += scales * BLOCK_BYTES
+    scale_columns = SCALE_BLOCK_COLUMNS * scales
+    acc_stages = min(MAX_ACC_STAGES, (TMEM_COLUMNS - scale_columns) // config.tile_n)
     ab_stages = min(MAX_AB_STAGES, (SMEM_CAPACITY - fixed) // stage)
     return Sm100Resources(
         mma_warpgroups=1,
@@ -80,5 +87,6 @@ def resources(
         accumulator_registers=0,
         mma_registers=REGISTERS,
         producer_registers=REGISTERS,
-        tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (ACC_STAGES * config.tile_n - 1).bit_length()),
+        tmem_columns=max(MIN_TMEM_COLUMNS, 1 << (acc_stages * config.tile_n + scale_columns - 1).bit_length()),
+        acc_stages=acc_stages,
     )

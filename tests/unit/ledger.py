@@ -32,6 +32,15 @@ from quack.split_k import SplitKMode
 
 PATH = Path(__file__).with_name("ledger.json")
 LINEAR = "quack.epilogue.linear:"
+# Besides plain GEMMs of block-scaled operands, whose main loop is another.
+SCALED_TOO = (
+    {"epilogue": "alpha, beta * C"},
+    {"epilogue": "gated, preact"},
+    {"epilogue": "gated gradient"},
+    {"commit": "split-K serial"},
+    {"commit": "split-K separate"},
+    {"commit": "stream-K"},
+)
 STREAMED = (
     "rms",
     "rms with C",
@@ -102,6 +111,9 @@ def others(arch: str, is_first: bool) -> Iterator[tuple[str, GemmSpec]]:
         for value in capabilities.AXES[axis]:
             for i, spec in enumerate(capabilities.judge(usual._replace(**{axis: value})).kernels):
                 yield f"bf16 {value}{' sum' * i} {spec.config}", spec
+    for coordinates in SCALED_TOO:
+        for i, spec in enumerate(capabilities.judge(usual._replace(inputs="nvfp4", **coordinates)).kernels):
+            yield f"nvfp4 {' '.join(coordinates.values())}{' sum' * i} {spec.config}", spec
 
 
 def hopper() -> dict[str, GemmSpec]:

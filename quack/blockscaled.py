@@ -1,0 +1,158 @@
+"""GEMMs of block-scaled operands: mxfp8, mxfp4 and nvfp4, on sm_100a and sm_103a.
+
+| format | A and B | scales | elements of K per scale |
+|---|---|---|---|
+| mxfp8 | float8_e4m3fn, float8_e5m2, also mixed | float8_e8m0fnu | 32 |
+| mxfp4 | float4_e2m1fn_x2, two elements a byte along K | float8_e8m0fnu | 32 |
+| nvfp4 | float4_e2m1fn_x2 | float8_e4m3fn | 16 |
+
+Scales are passed in the blocks that tensor cores read, the same as for `torch._scaled_mm` and cuBLAS; `blocked_scales` makes them of
+a plain matrix of scales. The factor that nvfp4 has for a whole tensor goes into alpha.
+"""
+
+from typing import Any, Optional
+
+import torch
+
+from .block_scales import BLOCK_BYTES, BLOCK_ROWS, BLOCK_SCALES
+from .gemm_config import GemmConfig
+from .gemm_interface import Scalar, add_output, launch_with_user_epilogue
+from .runtime.call import Form, Operands, launch
+from .runtime.plan import GemmRequest
+from .runtime.split_k import check_split
+from .split_k import SplitKMode
+
+_FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def gemm_blockscaled(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    A_scale: torch.Tensor,
+    B_scale: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    out_dtype: Optional[torch.dtype] = None,
+    alpha: Scalar = 1.0,
+    C: Optional[torch.Tensor] = None,
+    beta: Scalar = 1.0,
+    bias: Optional[torch.Tensor] = None,
+    *,
+    dynamic_scheduler: bool = False,
+    config: Optional[GemmConfig] = None,
+    split_k: Optional[int] = None,
+    split_k_mode: SplitKMode = SplitKMode.SERIAL,
+    epilogue: Optional[Any] = None,
+    commit: Optional[type] = None,
+) -> Any:
+    """out = alpha * (A * A_scale) @ (B * B_scale) + beta * C + bias. Returns `out`, allocated in out_dtype (bf16) if not given.
+
+    A (M, K) or (L, M, K), K contiguous; B (K, N) or (L, K, N), K contiguous: the transposed view of an (N, K) weight. fp4 tensors
+    have two elements a byte along K, so torch shows them with K / 2. dtypes: see the module.
+    A_scale, B_scale: contiguous, what `blocked_scales` returns for one scale per row of A (column of B) and block of K; any
+    shape with as many elements. Their padding must not be NaN, e4m3 scales not negative. K is a multiple of 16 or 32, the
+    elements of a scale.
+    C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
+    in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an
+    instruction. torch.compile breaks the graph here.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(gemm_blockscaled, reason="quack.gemm_blockscaled runs outside of graphs")(
+            A, B, A_scale, B_scale, out, out_dtype, alpha, C, beta, bias, dynamic_scheduler=dynamic_scheduler, config=config,
+            split_k=split_k, split_k_mode=split_k_mode, epilogue=epilogue, commit=commit,
+        )  # fmt: skip
+    for name, scale in (("A_scale", A_scale), ("B_scale", B_scale)):
+        if not isinstance(scale, torch.Tensor):
+            raise TypeError(f"{name} is a {type(scale).__name__}, expected a torch.Tensor")
+    check_split(split_k, split_k_mode)
+    operands: Operands = {
+        "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "A_scale": A_scale, "B_scale": B_scale,
+    }  # fmt: skip
+    if epilogue is not None or commit is not None:
+        return launch_with_user_epilogue(
+            operands, (out_dtype, False, config, dynamic_scheduler, None), epilogue, commit
+        )
+    launch(_FORM, operands, (out_dtype, config, dynamic_scheduler, split_k, split_k_mode))
+    return operands["out"]
+
+
+def _request(
+    operands: Operands,
+    out_dtype: Optional[torch.dtype],
+    config: Optional[GemmConfig],
+    dynamic: bool,
+    split_k: Optional[int],
+    split_k_mode: SplitKMode,
+) -> GemmRequest:
+    return GemmRequest(**operands, config=config, dynamic=dynamic, split_k=split_k, split_k_mode=split_k_mode)
+
+
+_FORM = Form(_request, add_output)
+
+
+def gemm_blockscaled_ref(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    A_scale: torch.Tensor,
+    B_scale: torch.Tensor,
+    out_dtype: torch.dtype = torch.bfloat16,
+    alpha: Scalar = 1.0,
+    C: Optional[torch.Tensor] = None,
+    beta: Scalar = 1.0,
+    bias: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """`gemm_blockscaled` in plain torch, computed in float64 of rescaled operands: the oracle. Scales blocked, as there."""
+    a, b = rescaled(A, A_scale), rescaled(B.mT, B_scale)
+    result = alpha * (a @ b.mT)
+    if C is not None:
+        result = result + beta * C.double()
+    if bias is not None:
+        result = result + bias.double().unsqueeze(-2)
+    return result.to(out_dtype)
+
+
+def blocked_scales(scales: torch.Tensor) -> torch.Tensor:
+    """One scale per row and block of K, (R, S) or (L, R, S) with any strides, in the order that tensor cores read.
+
+    Returns (..., ceil(R / 128), ceil(S / 4), 32, 16), contiguous: scale j of row r is element (r % 128 % 32, r % 128 / 32 * 4 + j % 4)
+    of block (r / 128, j / 4). What R and S are padded with is 0. float8_e8m0fnu or float8_e4m3fn.
+    """
+    if scales.dim() not in (2, 3) or scales.dtype.itemsize != 1:
+        raise ValueError(
+            f"scales is {scales.dtype} with shape {tuple(scales.shape)}, expected (R, S) or (L, R, S) of one byte each"
+        )
+    rows, count = scales.shape[-2:]
+    row_blocks, blocks = -(-rows // BLOCK_ROWS), -(-count // BLOCK_SCALES)
+    batch = scales.shape[:-2]
+    padded = torch.zeros(
+        (*batch, row_blocks * BLOCK_ROWS, blocks * BLOCK_SCALES), dtype=torch.uint8, device=scales.device
+    )
+    padded[..., :rows, :count] = scales.view(torch.uint8)
+    quarters = padded.view(*batch, row_blocks, 4, 32, blocks, BLOCK_SCALES)
+    ordered = quarters.movedim(-4, -2).movedim(-3, -4)  # quarter to the scales, blocks to the row blocks
+    return ordered.reshape(*batch, row_blocks, blocks, 32, 4 * BLOCK_SCALES).contiguous().view(scales.dtype)
+
+
+def plain_scales(blocked: torch.Tensor, rows: int, count: int, batch: Optional[int] = None) -> torch.Tensor:
+    """The inverse of `blocked_scales`: (rows, count), or (batch, rows, count), without the padding."""
+    row_blocks, blocks = -(-rows // BLOCK_ROWS), -(-count // BLOCK_SCALES)
+    outer = () if batch is None else (batch,)
+    ordered = blocked.view(torch.uint8).view(*outer, row_blocks, blocks, BLOCK_BYTES // 16, 4, BLOCK_SCALES)
+    quarters = ordered.movedim(-4, -3).movedim(-2, -4)
+    plain = quarters.reshape(*outer, row_blocks * BLOCK_ROWS, blocks * BLOCK_SCALES)[..., :rows, :count]
+    return plain.contiguous().view(blocked.dtype)
+
+
+def rescaled(operand: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """operand (..., R, K) times its blocked scales, float64."""
+    if operand.dtype is torch.float4_e2m1fn_x2:
+        packed = operand.view(torch.uint8)
+        codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2).long()  # the first of two in the low half
+        table = torch.tensor([sign * value for sign in (1, -1) for value in _FOUR_BITS], dtype=torch.float64)
+        values = table.to(operand.device)[codes]
+    else:
+        values = operand.double()
+    block = 32 if scales.dtype is torch.float8_e8m0fnu else 16
+    rows, k = values.shape[-2:]
+    batch = values.shape[0] if values.dim() == 3 else None
+    factors = plain_scales(scales, rows, k // block, batch).float().double()
+    return values * factors.repeat_interleave(block, -1)

@@ -1,0 +1,193 @@
+"""Block-scaled operands (mxfp8, mxfp4, nvfp4) in `GemmSm100`: D = epilogue((A * scales) x (B * scales)^T).
+
+The scales of a k tile come with it: the load warp brings the blocks of `block_scales` into the stage of A and B (the same barrier,
+more bytes), and before the MMAs of the tile the MMA warp copies them to tensor memory, behind the accumulators. tcgen05.cp and
+tcgen05.mma of one thread are executed in the order of issue, so nothing waits, and one set of columns is enough. Of a pair, each
+CTA has the scales of its own rows of A and of all columns of B; one tcgen05.cp copies in both. The CTAs of a cluster that need the
+same scales, both of a pair among them, load a share each for all; they wait for each other's MMA warps as A and B make them anyway.
+
+| format | kind of MMA | scale | k of an MMA | scales of it and row | blocks of a k tile of 128 bytes and 128 rows |
+|---|---|---|---|---|---|
+| mxfp8 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
+| mxfp4 | mxf4 | e8m0 for 32 | 64 | 2 | 2 |
+| nvfp4 | mxf4nvf4 | e4m3 for 16 | 64 | 4 | 4 |
+
+A block has 128 rows, so where tile_n is an odd multiple of 64, every other tile's columns begin in the middle of a block: its MMAs
+find their scales two columns further on. tile_n is a multiple of 64, lest a tile of at most 128 columns need two blocks.
+
+Tensor memory holds the accumulators of two tiles where the scales leave room: tile_n = 256 has one, and is drained between main
+loops (nvfp4 needs 48 columns, mxfp8 12). Padding of blocks is read too: behind the end of K it is multiplied by zeros, so it must
+not be NaN.
+"""
+
+from typing import NamedTuple
+
+import cutlass.cute as cute
+from cutlass import Boolean, Int32, Int64
+from cutlass.cute.nvgpu import cpasync, tcgen05
+from cutlass.utils import blockscaled_layout
+from cutlass.utils import sm100 as sm100_utils
+
+from ..block_scales import BLOCK_ROWS, BLOCK_WORDS, WORD_BYTES, scale_blocks
+from ..cute_dtype import CUTE_DTYPE
+from ..execution.cta import CtaContext, SmemTensors
+from ..execution.transport import partition_load
+from ..gemm_base import TmaOperand
+from ..gemm_problem_adapter import Operand
+from ..gemm_work import WorkDesc
+from .gemm import CTA_M, GemmSm100, major_mode
+from .resources import SCALE_BLOCK_COLUMNS
+
+SMEM_ALIGN = 128  # bytes, of what TMA writes without a swizzle
+
+
+class ScaleCopy(NamedTuple):
+    """shared -> tensor memory of all blocks of a k tile."""
+
+    copy: cute.TiledCopy
+    source: cute.Tensor  # descriptors, last mode STAGE
+    target: cute.Tensor
+
+
+class ScaledFragments(NamedTuple):
+    """Operands of the MMAs of one work; tSFA, tSFB: scales in tensor memory, (MMA, MMA_M or N, MMA_K)."""
+
+    a: cute.Tensor
+    b: cute.Tensor
+    tSFA: cute.Tensor
+    tSFB: cute.Tensor
+    copies: tuple[ScaleCopy, ...]
+
+
+class BlockScaledGemmSm100(GemmSm100):
+    """The main loop with scales; everything else is `GemmSm100`'s."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scaling = self.specs.a.scaling
+        self.scale_dtype = CUTE_DTYPE[self.scaling.dtype]
+        a_blocks, b_blocks = scale_blocks(self.specs, self.config)
+        rows_b = -(-self.config.tile_n // BLOCK_ROWS)
+        self.scale_boxes = ((1, a_blocks * BLOCK_WORDS), (rows_b, b_blocks // rows_b * BLOCK_WORDS))
+        self.scale_columns = (SCALE_BLOCK_COLUMNS * a_blocks, SCALE_BLOCK_COLUMNS * b_blocks)
+
+    # ---- loads ----------------------------------------------------------------------------------------------------
+
+    def smem_layout_scales(self, box: tuple[int, int]) -> cute.Layout:
+        """(row blocks, words, ab_stages): row block after row block, each with its blocks along K."""
+        rows, words = box
+        return cute.make_layout((rows, words, self.resources.ab_stages), stride=(words, 1, rows * words))
+
+    def make_scales(self, a_scales: cute.Tensor, b_scales: cute.Tensor) -> tuple[TmaOperand, TmaOperand]:
+        operands = []
+        for tensor, box, ctas in zip((a_scales, b_scales), self.scale_boxes, self.scale_sharers):
+            batch, rows, words = tensor.layout.shape
+            batch_stride, row_stride, _ = tensor.layout.stride
+            layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
+            modes = cute.make_tensor(tensor.iterator, layout)
+            stage = cute.make_layout(box, stride=(box[1], 1))
+            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, box, num_multicast=ctas)
+            operands.append(TmaOperand(*atom))
+        return tuple(operands)
+
+    @property
+    def scale_sharers(self) -> tuple[int, int]:
+        """CTAs of the cluster with the same rows of A, and with the same columns of B: each loads its share for all."""
+        return self.config.cluster_n, self.config.cluster_m
+
+    @property
+    def stage_bytes(self) -> int:
+        scales = sum(rows * words for rows, words in self.scale_boxes) * WORD_BYTES
+        return super().stage_bytes + self.mma_ctas * scales
+
+    def allocate_smem(self, allocator) -> SmemTensors:
+        tensors = super().allocate_smem(allocator)
+        scales = [allocator.allocate_tensor(Int64, self.smem_layout_scales(b), SMEM_ALIGN) for b in self.scale_boxes]
+        return tensors._replace(scales=tuple(scales))
+
+    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
+        ranks = cute.make_layout(self.cluster_mn)
+        coordinate, masks = (cta.cta_m, cta.cta_n), [None, None]
+        for i, (sharers, mode) in enumerate(zip(self.scale_sharers, (1, 0))):
+            if sharers > 1:
+                masks[i] = cute.make_layout_image_mask(ranks, coordinate, mode=mode)
+        first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
+        parts = []
+        for which, i in ((Operand.A, 0), (Operand.B, 1)):
+            atom, tensor = cta.operands.scales[i]
+            mS = cute.domain_offset((first_rows[i], 0), self.operand(cta.problem, which, tensor, work))
+            gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
+            load = partition_load(atom, cta.smem.scales[i], gS, coordinate[1 - i], self.scale_sharers[i])
+            parts.append((atom, *load, masks[i]))
+        return tuple(parts)
+
+    # ---- MMA ------------------------------------------------------------------------------------------------------
+
+    def make_tiled_mma(self) -> cute.TiledMma:
+        return sm100_utils.make_blockscaled_trivial_tiled_mma(
+            self.a_dtype,
+            self.b_dtype,
+            major_mode(self.specs.a),
+            major_mode(self.specs.b),
+            self.scale_dtype,
+            self.scaling.block,
+            self.cta_group,
+            (CTA_M * self.mma_ctas, self.config.tile_n),
+        )
+
+    def mma_fragments(
+        self, cta: CtaContext, mma: cute.TiledMma, tCtAcc: cute.Tensor, work: WorkDesc
+    ) -> ScaledFragments:
+        a, b = super().mma_fragments(cta, mma, tCtAcc, work)
+        stages, block = self.resources.ab_stages, self.scaling.block
+        staged = (
+            blockscaled_layout.make_smem_layout_sfa(mma, self.mma_tiler, block, stages),
+            blockscaled_layout.make_smem_layout_sfb(mma, self.mma_tiler, block, stages),
+        )
+        one_a, one_b = (cute.slice_(layout, (None, None, None, 0)) for layout in staged)
+        layouts = (
+            blockscaled_layout.make_tmem_layout_sfa(mma, self.mma_tiler, block, one_a),
+            blockscaled_layout.make_tmem_layout_sfb(mma, self.mma_tiler, block, one_b),
+        )
+        behind = tCtAcc.iterator + self.resources.acc_stages * self.config.tile_n
+        pointers = (behind, behind + self.scale_columns[0])
+        copies = tuple(
+            self.scale_copy(smem, layout, cute.make_tensor(self.scale_pointer(pointer), tmem))
+            for smem, layout, pointer, tmem in zip(cta.smem.scales, staged, pointers, layouts)
+        )
+        first = pointers[1]
+        if self.config.tile_n % BLOCK_ROWS:
+            first = first + work.tile_n % 2 * (SCALE_BLOCK_COLUMNS // 2)
+        return ScaledFragments(
+            a,
+            b,
+            cute.make_tensor(self.scale_pointer(pointers[0]), layouts[0]),
+            cute.make_tensor(self.scale_pointer(first), layouts[1]),
+            copies,
+        )
+
+    def scale_pointer(self, column: cute.Pointer) -> cute.Pointer:
+        return cute.recast_ptr(column, dtype=self.scale_dtype)
+
+    def scale_copy(self, smem: cute.Tensor, layout: cute.Layout, target: cute.Tensor) -> ScaleCopy:
+        """layout: of `smem` in scales, as the MMA divides them."""
+        source = cute.make_tensor(cute.recast_ptr(smem.iterator, dtype=self.scale_dtype), layout)
+        source, target = cute.filter_zeros(source), cute.filter_zeros(target)
+        atom = cute.make_copy_atom(tcgen05.Cp4x32x128bOp(self.cta_group), self.scale_dtype)
+        copy = tcgen05.make_s2t_copy(atom, target)
+        part = copy.get_slice(0)
+        return ScaleCopy(
+            copy, tcgen05.get_s2t_smem_desc_tensor(copy, part.partition_S(source)), part.partition_D(target)
+        )
+
+    def multiply_tile(
+        self, mma: cute.TiledMma, fragments: ScaledFragments, into: cute.Tensor, stage: Int32, accumulates: Boolean
+    ) -> cute.TiledMma:
+        f = fragments
+        for copy, source, target in f.copies:
+            cute.copy(copy, source[None, None, None, None, stage], target)
+        for k in range(cute.size(f.a, mode=[2])):
+            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+            a, b = f.a[None, None, k, stage], f.b[None, None, k, stage]
+            cute.gemm(mma, into, [a, f.tSFA[None, None, k]], [b, f.tSFB[None, None, k]], into)
+        return mma

@@ -1,0 +1,106 @@
+"""Block-scaled operands in the emulator: formats, tiles, calls and schedules."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import quack
+from quack.activation import GatedActivation
+from quack.activation_ref import reference
+from quack.runtime.spec import UnsupportedGemm
+from tests.cases import poison
+from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, splits, tiles
+
+SMS = 4  # few, so that persistent kernels take several tiles per CTA
+
+
+def emulated(schedule: str = "latest", checks: tuple[str, ...] = ("all",), arch: str = "sm100"):
+    return quack.emulator.use(arch, schedule=schedule, checks=checks, sms=SMS)
+
+
+def run_and_verify(case: ScaledCase) -> None:
+    t = ScaledOperands(case, "cpu")
+    with emulated():
+        t.run()
+    t.verify()
+
+
+@pytest.mark.one_in(12)
+@pytest.mark.parametrize("case", list(tiles()), ids=str)
+def test_tiles(case: ScaledCase):
+    run_and_verify(case)
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("case", list(calls()), ids=str)
+def test_calls(case: ScaledCase):
+    run_and_verify(case)
+
+
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize("case", list(splits()), ids=str)
+def test_splits(case: ScaledCase):
+    run_and_verify(case)
+
+
+@pytest.mark.parametrize("stores_preact", [True, False])
+def test_gated(stores_preact: bool):
+    """Mixins of other calls: out has half the columns, and the product is stored besides or not."""
+    t = ScaledOperands(ScaledCase("nvfp4", 136, 208, 256, bias="bf16"), "cpu")
+    scales = {"A_scale": t.A_scale, "B_scale": t.B_scale}
+    with emulated():
+        preact, postact = quack.gemm_gated(
+            t.A, t.B, bias=t.bias, activation="swiglu", out_dtype=torch.float32, postact_dtype=torch.float32,
+            store_preact=stores_preact, **scales,
+        )  # fmt: skip
+    expected = reference(GatedActivation.SWIGLU)(t.exact[:, 0::2], t.exact[:, 1::2])
+    torch.testing.assert_close(postact.double(), expected, rtol=1e-4, atol=1e-4 * t.size.max().item())
+    assert (preact is None) != stores_preact
+    if preact is not None:
+        torch.testing.assert_close(preact.double(), t.exact, rtol=1e-5, atol=1e-5 * t.size.max().item())
+
+
+def test_user_epilogue():
+    t = ScaledOperands(ScaledCase("mxfp8", 136, 136, 160, config=ONE, out="fp32"), "cpu")
+    with emulated():
+        out = quack.gemm_blockscaled(
+            t.A, t.B, t.A_scale, t.B_scale, t.out.tensor, config=ONE, epilogue=lambda acc: acc * acc + 1.0
+        )
+    torch.testing.assert_close(out.double(), t.exact**2 + 1, rtol=1e-4, atol=1e-4 * t.size.max().item() ** 2)
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("config", [replace(PAIR, is_dynamic_persistent=True), replace(ONE, tile_n=256)], ids=str)
+def test_random_schedules_give_the_same_bits(config):
+    t = ScaledOperands(ScaledCase("nvfp4", 300, 264, 544, config=config, c="bf16"), "cpu")
+    results = set()
+    for schedule in ("eager", "latest", *(f"random:{seed}" for seed in range(3))):
+        poison(t.out.buffer)
+        with emulated(schedule):
+            t.run()
+        results.add(t.out.tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    t.verify()
+    assert len(results) == 1
+
+
+def test_a_cached_call_takes_other_scales():
+    """Calls that repeat do not look at what they are given, so nothing of the first call may stick."""
+    case = ScaledCase("mxfp4", 136, 136, 256, config=ONE)
+    first, second = ScaledOperands(case, "cpu"), ScaledOperands(replace(case, m=135), "cpu")
+    second.A_scale, first.A_scale = first.A_scale, second.A_scale
+    with emulated():
+        first.run()
+        changed = first.out.tensor.clone()
+        first.A_scale = second.A_scale
+        first.run()
+    first.verify()
+    assert not torch.equal(changed, first.out.tensor)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("arch", ["sm90", "sm120"])
+def test_other_architectures_have_no_kernel(name: str, arch: str):
+    t = ScaledOperands(ScaledCase(name, 128, 128, 128), "cpu")
+    with emulated(arch=arch), pytest.raises(UnsupportedGemm, match="block-scaled operands have no kernel on sm_"):
+        t.run()

@@ -1,0 +1,220 @@
+"""Block-scaled operands without a kernel: the order of scales, what calls and specs are refused for, budgets, choices."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import quack
+from quack import heuristics
+from quack.arch import ARCHES
+from quack.block_scales import BLOCK_BYTES, blocks_of, scale_blocks
+from quack.blockscaled import rescaled
+from quack.capabilities.axes import INPUTS, base_spec
+from quack.capabilities.matrix import USUAL
+from quack.gemm_config import BlockScaling, Dtype, GemmConfig, Major
+from quack.heuristics.model import hides_drain, tuning_of, with_tile
+from quack.runtime.budget import budget_of
+from quack.runtime.legality import legality
+from quack.runtime.spec import STREAM_COMBINE, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
+
+E8M0, E4M3, FP4 = torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float4_e2m1fn_x2
+SCALED = [name for name, inputs in INPUTS.items() if inputs.scaling is not None]
+CONFIG = GemmConfig(128, 128, cluster_m=1, device_capacity=10)
+
+
+def spec_of(inputs: str, arch: str = "sm_100a", config: GemmConfig = CONFIG) -> GemmSpec:
+    return base_spec(USUAL._replace(arch=arch, inputs=inputs)).configured(config)
+
+
+def scales(*shape: int, dtype: torch.dtype = E8M0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(1, 100, shape, generator=generator, dtype=torch.uint8).view(dtype)
+
+
+# ---- the order of scales ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [E8M0, E4M3], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (128, 4), (130, 5), (3, 257, 9), (2, 40, 64)], ids=str)
+def test_blocks_have_the_order_that_tensor_cores_read(shape: tuple[int, ...], dtype: torch.dtype):
+    plain = scales(*shape, dtype=dtype)
+    blocked = quack.blocked_scales(plain)
+    *batch, rows, count = shape
+    row_blocks, blocks = -(-rows // 128), -(-count // 4)
+    assert blocked.is_contiguous() and blocked.dtype is dtype and blocked.shape == (*batch, row_blocks, blocks, 32, 16)
+    expected = torch.zeros(*batch, row_blocks * blocks * BLOCK_BYTES, dtype=torch.uint8)
+    for r in range(rows):
+        for j in range(count):
+            block = r // 128 * blocks + j // 4
+            place = block * BLOCK_BYTES + r % 32 * 16 + r % 128 // 32 * 4 + j % 4
+            expected[..., place] = plain.view(torch.uint8)[..., r, j]
+    assert torch.equal(blocked.view(torch.uint8).flatten(len(batch)), expected)
+
+
+@pytest.mark.parametrize("shape", [(128, 4), (130, 5), (3, 257, 9)], ids=str)
+def test_blocks_are_undone(shape: tuple[int, ...]):
+    plain, batch = scales(*shape), shape[0] if len(shape) == 3 else None
+    again = quack.plain_scales(quack.blocked_scales(plain.mT.contiguous().mT), shape[-2], shape[-1], batch)
+    assert torch.equal(again.view(torch.uint8), plain.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "scales", [torch.zeros(4), torch.zeros(4, 4), torch.zeros(4, 4).half()], ids=lambda t: str(t.shape)
+)
+def test_blocked_scales_of_something_else_are_refused(scales: torch.Tensor):
+    with pytest.raises(ValueError, match="expected \\(R, S\\) or"):
+        quack.blocked_scales(scales)
+
+
+def test_packed_elements_begin_in_the_low_half():
+    codes = torch.arange(16, dtype=torch.uint8).view(1, 16)
+    packed = (codes[:, 0::2] | codes[:, 1::2] << 4).repeat(1, 2)
+    ones = quack.blocked_scales(torch.full((1, 1), 127, dtype=torch.uint8).view(E8M0))
+    values = rescaled(packed.view(FP4), ones)
+    expected = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert values[0, :16].tolist() == expected + [-v for v in expected]
+
+
+def test_the_reference_multiplies_each_block_by_its_scale():
+    A = torch.ones(2, 64).to(E4M3)
+    a = torch.tensor([[128, 127], [126, 129]], dtype=torch.uint8).view(E8M0)  # 2, 1; 1/2, 4
+    b = torch.tensor([[127, 130]], dtype=torch.uint8).view(E8M0)  # 1, 8
+    out = quack.gemm_blockscaled_ref(
+        A, A[:1].mT, quack.blocked_scales(a), quack.blocked_scales(b), torch.float32, alpha=0.5,
+        C=torch.ones(2, 1), beta=3.0, bias=torch.tensor([10.0]),
+    )  # fmt: skip
+    assert out.tolist() == [[0.5 * (32 * 2 + 32 * 8) + 13], [0.5 * (16 + 32 * 32) + 13]]
+
+
+# ---- calls ------------------------------------------------------------------------------------------------------------
+
+
+def call(**changes) -> None:
+    """A (32, 64), B (64, 16) of fp8 with MX scales, or what is given instead."""
+    operands = {
+        "A": torch.zeros(32, 64).to(E4M3),
+        "B": torch.zeros(16, 64).to(E4M3).mT,
+        "A_scale": quack.blocked_scales(scales(32, 2)),
+        "B_scale": quack.blocked_scales(scales(16, 2)),
+    }
+    with quack.emulator.use("sm100", checks=()):
+        quack.gemm_blockscaled(**(operands | changes))
+
+
+def packed(rows: int, k: int) -> torch.Tensor:
+    return torch.zeros(rows, k // 2, dtype=torch.uint8).view(FP4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"A_scale": None}, TypeError, "A_scale is a NoneType"),
+        ({"B_scale": [1.0]}, TypeError, "B_scale is a list"),
+        ({"A_scale": torch.zeros(512)}, UnsupportedGemm, "A_scale has dtype torch.float32; instead: one of torch.float8_e8m0fnu"),
+        ({"A_scale": torch.zeros(512).to(E4M3)}, ValueError, "A_scale has dtype torch.float8_e4m3fn and B_scale has"),
+        ({"A_scale": scales(32, 2)}, ValueError, "A_scale has 64 elements, expected 1 x 1 x 1 blocks of 512"),
+        ({"B_scale": scales(2, 512)}, ValueError, "B_scale has 1024 elements, expected 1 x 1 x 1 blocks"),
+        ({"A_scale": scales(512, 2)[:, 0]}, ValueError, "A_scale is not contiguous"),
+        ({"B_scale": scales(513)[1:]}, ValueError, "B_scale is not contiguous or not 16-byte aligned"),
+        ({"A": packed(32, 64)}, ValueError, "do not multiply"),
+        ({"A": packed(32, 128)}, UnsupportedGemm, "no kernel multiplies block-scaled fp4 by fp8"),
+        ({"A": torch.zeros(32, 64).bfloat16()}, UnsupportedGemm, "fp8_e4m3 and B|A of bf16 and B of fp8_e4m3"),
+        ({"A": torch.zeros(64, 32).to(E4M3).mT}, UnsupportedGemm, "A is not K-major"),
+        ({"A": torch.zeros(32, 48).to(E4M3), "B": torch.zeros(16, 48).to(E4M3).mT}, ValueError, "K = 48 is not a positive multiple"),
+        ({"A": torch.zeros(32, 0).to(E4M3), "B": torch.zeros(16, 0).to(E4M3).mT}, ValueError, "K = 0 is not a positive multiple"),
+        ({"out_dtype": FP4}, UnsupportedGemm, "out has dtype torch.float4_e2m1fn_x2"),
+        ({"bias": torch.zeros(16).to(E8M0)}, UnsupportedGemm, "bias has dtype torch.float8_e8m0fnu"),
+        ({"config": replace(CONFIG, tile_n=96)}, UnsupportedGemm, "tile_n=96: .* multiples of 64; instead: tile_n=128"),
+        ({"config": replace(CONFIG, tile_k=256)}, UnsupportedGemm, "tile_k=256: .*; instead: tile_k=128"),
+        ({"split_k": 0}, ValueError, "split_k"),
+    ],
+)  # fmt: skip
+def test_bad_calls_are_refused(changes: dict, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        call(**changes)
+
+
+def test_one_scale_alone_is_refused():
+    with quack.emulator.use("sm100", checks=()), pytest.raises(ValueError, match="B_scale is missing"):
+        quack.gemm_act(
+            torch.zeros(32, 64).to(E4M3), torch.zeros(16, 64).to(E4M3).mT, A_scale=quack.blocked_scales(scales(32, 2))
+        )
+
+
+def test_fp4_without_scales_is_refused():
+    with quack.emulator.use("sm100", checks=()), pytest.raises(UnsupportedGemm, match="fp4_e2m1 inputs have no kernel"):
+        quack.gemm(packed(32, 64), packed(16, 64).mT)
+
+
+def test_an_output_over_its_scales_is_refused():
+    memory = torch.zeros(32 * 16 * 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="out overlaps A_scale"):
+        call(A_scale=memory[:512].view(E8M0), out=memory.view(torch.bfloat16).view(32, 16))
+
+
+# ---- specs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", SCALED)
+def test_kernels_are_those_of_tcgen05(inputs: str):
+    for name, arch in ARCHES.items():
+        config = replace(CONFIG, device_capacity=arch.capability[0])
+        verdict = legality(spec_of(inputs, name, config))
+        assert verdict.ok == bool(arch.execution.scaled), (name, verdict)
+        if not verdict.ok:
+            assert f"no kernel on {name}" in verdict.reason and "sm_100a" in verdict.alternative
+
+
+def test_what_has_no_kernel():
+    spec = spec_of("nvfp4")
+    a, b, d, _ = spec.operands
+    refused = {
+        "K-major": replace(spec, operands=spec.operands._replace(b=replace(b, major=Major.OUTER))),
+        "cu_seqlens_m": replace(spec, adapter=VARLEN_M),
+        "scales for 16 elements": replace(
+            spec, operands=spec.operands._replace(a=replace(a, dtype=Dtype.E4M3), b=replace(b, dtype=Dtype.E4M3))
+        ),
+        "concat_layout": replace(spec, operands=spec.operands._replace(a=replace(a, is_concat=True))),
+    }
+    for reason, changed in refused.items():
+        verdict = legality(changed)
+        assert reason in str(verdict.reason) and verdict.alternative, (reason, verdict)
+    assert legality(replace(spec, combine=STREAM_COMBINE)).ok
+
+
+@pytest.mark.parametrize("inputs", SCALED)
+def test_budgets_fit(inputs: str):
+    """Everything the heuristics may choose: tensor memory has room for the scales, shared memory for every stage of them."""
+    arch = ARCHES["sm_100a"]
+    base = base_spec(USUAL._replace(arch=arch.name, inputs=inputs))
+    found = set()
+    for tile in tuning_of(arch.name).tiles_of(base):
+        for cluster in tuning_of(arch.name).clusters:
+            spec = with_tile(base, tile, cluster)
+            if not legality(spec).ok:
+                continue
+            budget, (a, b) = budget_of(spec), scale_blocks(spec.operands, spec.config)
+            used = budget.acc_stages * spec.config.tile_n + 4 * (a + b)
+            assert used <= budget.tmem_columns <= 512 and budget.tmem_columns.bit_count() == 1
+            assert budget.smem_bytes <= arch.execution.smem_bytes and budget.ab_stages >= 2
+            assert budget.acc_stages == (1 if spec.config.tile_n == 256 else 2) and hides_drain(spec) == (
+                budget.acc_stages == 2
+            )
+            found.add(spec.config.tile_n)
+    assert found == {64, 128, 192, 256}
+
+
+def test_blocks_of_tiles():
+    assert blocks_of(129, 129, BlockScaling.MX) == (2, 2) and blocks_of(128, 64, BlockScaling.NV) == (1, 1)
+    for inputs, along_k in (("mxfp8", 1), ("mxfp4", 2), ("nvfp4", 4)):
+        for tile_n in (64, 128, 192, 256):
+            spec = spec_of(inputs, config=replace(CONFIG, tile_m=256, tile_n=tile_n, cluster_m=2))
+            assert scale_blocks(spec.operands, spec.config) == (along_k, along_k * (1 if tile_n <= 128 else 2))
+
+
+@pytest.mark.parametrize("inputs", SCALED)
+@pytest.mark.parametrize("shape", [(4096, 4096, 4096), (16, 8192, 4096), (300, 72, 544)], ids=str)
+def test_choices_are_legal(inputs: str, shape: tuple[int, int, int]):
+    base = base_spec(USUAL._replace(arch="sm_100a", inputs=inputs))
+    assert legality(heuristics.choose(base, GemmShape(*shape), 148)).ok
