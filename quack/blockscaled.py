@@ -16,7 +16,7 @@ import torch
 
 from .block_scales import BLOCK_BYTES, BLOCK_ROWS, BLOCK_SCALES
 from .gemm_config import GemmConfig
-from .gemm_interface import Scalar, add_output, launch_with_user_epilogue
+from .gemm_interface import Scalar, add_output, launch_with_user_epilogue, split_options
 from .runtime.call import Form, Operands, launch
 from .runtime.plan import GemmRequest
 from .runtime.split_k import check_split
@@ -68,9 +68,9 @@ def gemm_blockscaled(
         "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "A_scale": A_scale, "B_scale": B_scale,
     }  # fmt: skip
     if epilogue is not None or commit is not None:
-        return launch_with_user_epilogue(
-            operands, (out_dtype, False, config, dynamic_scheduler, None), epilogue, commit
-        )
+        split = split_options(split_k, split_k_mode)
+        options = (out_dtype, False, config, dynamic_scheduler, None, *split)
+        return launch_with_user_epilogue(operands, options, epilogue, commit)
     launch(_FORM, operands, (out_dtype, config, dynamic_scheduler, split_k, split_k_mode))
     return operands["out"]
 

@@ -102,9 +102,14 @@ def _launch(
             C=C, bias=bias, alpha=alpha, beta=beta, cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx,
             batch_idx_permute=batch_idx_permute, sr_seed=sr_seed,
         )  # fmt: skip
-    split_mode = split_k_mode if split_k is not None or split_k_mode is _STREAM else None
-    launch(LINEAR, operands, (out_dtype, fast_accum, config, dynamic, concat_layout, split_k, split_mode))
+    split = split_options(split_k, split_k_mode)
+    launch(LINEAR, operands, (out_dtype, fast_accum, config, dynamic, concat_layout, *split))
     return operands["out"]
+
+
+def split_options(split_k: Optional[int], mode: SplitKMode) -> tuple[Optional[int], Optional[SplitKMode]]:
+    """As a call is known by: without parts to be made the mode says nothing, but for STREAM."""
+    return split_k, mode if split_k is not None or mode is _STREAM else None
 
 
 _ROUNDING = "quack.epilogue.rounding:RoundStochastically"
@@ -334,7 +339,8 @@ def gemm(
             "A": A, "B": B, "out": out, "bias": bias, "alpha": alpha, "cu_seqlens_m": cu_seqlens_m,
             "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx, "batch_idx_permute": batch_idx_permute,
         }  # fmt: skip
-        options = (out_dtype, fast_accum, None, dynamic_scheduler, concat_layout)
+        split = split_options(split_k, split_k_mode)
+        options = (out_dtype, fast_accum, None, dynamic_scheduler, concat_layout, *split)
         seed = rounding_seed(rounding_mode, sr_seed, out)
         return launch_with_user_epilogue(operands, options, epilogue, commit, seed)
     if is_compiling:
@@ -391,7 +397,8 @@ def gemm_add(
             "A": A, "B": B, "out": out, "C": C, "alpha": alpha, "beta": beta, "cu_seqlens_m": cu_seqlens_m,
             "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
         }  # fmt: skip
-        options = (out_dtype, False, None, dynamic_scheduler, concat_layout)
+        split = split_options(split_k, split_k_mode)
+        options = (out_dtype, False, None, dynamic_scheduler, concat_layout, *split)
         return launch_with_user_epilogue(operands, options, epilogue, commit)
     if torch.compiler.is_compiling():
         if out is None:
@@ -541,16 +548,17 @@ class _Tuned:
             if C is not None:
                 raise ValueError("add_to_output and C exclude each other: C is out then")
             C = out
+        check_split(split_k, split_k_mode)
         if epilogue is not None or commit is not None:
             operands = {
                 "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta,
                 "cu_seqlens_m": cu_seqlens_m, "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
                 "batch_idx_permute": batch_idx_permute,
             }  # fmt: skip
-            options = (None, fast_accum, config, dynamic_scheduler, concat_layout)
+            split = split_options(split_k, split_k_mode)
+            options = (None, fast_accum, config, dynamic_scheduler, concat_layout, *split)
             seed = rounding_seed(rounding_mode, sr_seed, out)
             return launch_with_user_epilogue(operands, options, epilogue, commit, seed)
-        check_split(split_k, split_k_mode)
         if out is None:
             raise TypeError("out is a NoneType, expected a torch.Tensor; gemm(A, B) allocates one")
         _launch(

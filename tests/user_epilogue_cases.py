@@ -9,6 +9,7 @@ import torch
 
 import quack
 from quack import ops
+from quack.runtime import call
 
 NAN = float("nan")
 
@@ -170,6 +171,8 @@ def run_everything(case: EverythingCase, device: str) -> None:
     split = {} if case.split is None else {"split_k": 3, "split_k_mode": case.split}
     got = quack.gemm_tuned.fn(A, B, out, C, config=case.config, epilogue=mixin, **ragged, **split)
 
+    if case.split is not None:
+        assert next(reversed(call._calls.values())).plan.split is not None
     sign = -1.0 if case.negate else 1.0
     changed = sign * (0.5 * product + r.double().unsqueeze(-2) + c.double().unsqueeze(-1) * t.double() + C.double())
     expected = torch.where(torch.arange(case.n, device=device) % every == 0, changed, product)

@@ -15,6 +15,7 @@ import torch
 
 from ..gemm_config import GemmConfig
 from ..gemm_port import PortKind
+from ..split_k import SplitKMode
 from .call import Form, Operands
 from .code_reader import is_frozen
 from .epilogue import Allocated, Port, Term
@@ -35,7 +36,15 @@ VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 MAX_FORMS = 1024  # notebooks define the same class again and again
-UserOptions = tuple[Optional[torch.dtype], bool, Optional[GemmConfig], bool, Optional[tuple[str, ...]]]
+UserOptions = tuple[
+    Optional[torch.dtype],  # of out
+    bool,  # fast_accum
+    Optional[GemmConfig],
+    bool,  # dynamic
+    Optional[tuple[str, ...]],  # concat_layout
+    Optional[int],  # split_k
+    Optional[SplitKMode],  # None: as without it
+]
 
 
 class UserMixin:
@@ -149,10 +158,11 @@ def _user_request(
     """terms: those behind the user's, as they were when the form was made; only their values may be others now."""
     names = {port.name for term in terms for port in term.ports}
     names |= {name for mixin in mixins for name, _, _ in mixin.ports}
-    _, fast_accum, config, dynamic, concat_layout = options
+    _, fast_accum, config, dynamic, concat_layout, split_k, split_mode = options
     request = GemmRequest(
         **{name: value for name, value in operands.items() if name not in names},
         fast_accum=fast_accum, config=config, dynamic=dynamic, concat_layout=concat_layout, plan=plan,
+        split_k=split_k, split_k_mode=split_mode or SplitKMode.SERIAL,
     )  # fmt: skip
     own = tuple(mixin.term(operands, request) for mixin in mixins)
     return replace(request, epilogue=(*own, *terms))
@@ -162,7 +172,7 @@ def grouped_terms(epilogue: Any, request: GemmRequest) -> tuple[Term, ...]:
     """The terms that all problems of a grouped call share. request: one of them."""
     operands = {"A": request.A, "B": request.B, "out": request.out, "C": request.C, "beta": request.beta}
     call = user_call(operands, epilogue, None)
-    terms = call.form.complete(call.operands, (None, False, None, False, None)).epilogue
+    terms = call.form.complete(call.operands, (None, False, None, False, None, 1, None)).epilogue
     for term in terms:
         if term.swapped is None:
             raise UnsupportedGemm(
