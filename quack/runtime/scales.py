@@ -1,6 +1,6 @@
 """Scale factors of block-scaled A and B: what a call may pass, and how the kernel sees it."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 
@@ -9,18 +9,16 @@ from ..gemm_config import TMA_ALIGN_BYTES, BlockScaling, Dtype
 from .operands import INPUT_DTYPE_OF_TORCH
 from .spec import UnsupportedGemm
 
-if TYPE_CHECKING:
-    from .plan import GemmRequest
-
+Request = Any  # a `plan.GemmRequest`; plan imports this module
 SCALING_OF_TORCH = {torch.float8_e8m0fnu: BlockScaling.MX, torch.float8_e4m3fn: BlockScaling.NV}
 
 
-def elements_along_k(request: "GemmRequest") -> int:
+def elements_along_k(request: Request) -> int:
     """K, of which a tensor of packed elements shows half."""
     return request.A.shape[-1] * (2 if INPUT_DTYPE_OF_TORCH.get(request.A.dtype) is Dtype.E2M1 else 1)
 
 
-def check_scales(request: "GemmRequest") -> Optional[BlockScaling]:
+def check_scales(request: Request) -> Optional[BlockScaling]:
     """Every rule about dtypes, sizes and devices of scales, with A, B and out known to fit; None if there are none."""
     scales = {"A_scale": request.A_scale, "B_scale": request.B_scale}
     given = {name: scale for name, scale in scales.items() if scale is not None}
@@ -71,7 +69,7 @@ class Scales(NamedTuple):
     words: int
 
     @staticmethod
-    def of(request: "GemmRequest") -> Optional["Scales"]:
+    def of(request: Request) -> Optional["Scales"]:
         if request.A_scale is None:
             return None
         _, blocks = blocks_of(1, elements_along_k(request), SCALING_OF_TORCH[request.A_scale.dtype])

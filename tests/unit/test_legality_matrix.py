@@ -23,7 +23,7 @@ from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VAR
 from quack.runtime.split_k import COMBINE
 from quack.split_k import SplitKMode
 
-BF16, FP16, FP32, E4M3, E5M2 = Dtype
+BF16, FP16, FP32, E4M3, E5M2 = Dtype.BF16, Dtype.FP16, Dtype.FP32, Dtype.E4M3, Dtype.E5M2
 ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M, GATHER_K, GROUPED)
 BATCHED = {  # which of A, B and out (C) have a batch dimension
     DENSE: (True, True, True), VARLEN_M: (False, True, False), GATHER_M: (False, True, False),

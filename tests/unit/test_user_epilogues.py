@@ -44,7 +44,7 @@ class Made(NamedTuple):
 def call(epilogue: Any = None, commit: Any = None, C: Optional[torch.Tensor] = None, **changes: Any) -> Made:
     A, B, out = torch.zeros(M, K).bfloat16(), torch.zeros(K, N).bfloat16(), torch.zeros(M, N).bfloat16()
     made = user_call({"A": A, "B": B, "out": out, "C": C, **changes}, epilogue, commit)
-    return Made(made.form.complete(made.operands, (None, False, None, False, None)), made.outputs)
+    return Made(made.form.complete(made.operands, (None, False, None, False, None, 1, None)), made.outputs)
 
 
 def names(*epilogue: Any) -> tuple[str, ...]:
@@ -374,7 +374,7 @@ def test_keys_are_the_same_in_another_process_and_file(tmp_path):
         "r = {'A': torch.zeros(64, 32), 'B': torch.zeros(32, 48), 'out': torch.zeros(64, 48)}\n"
         "f = lambda acc: ops.relu(acc) if 'x' in frozenset({'x', 'y', 'z'}) else acc\n"
         "made = user_call(r, (Scaled(torch.zeros(48)), f), None)\n"
-        "print(*(t.mixin for t in made.form.complete(made.operands, (None, False, None, False, None)).epilogue))\n"
+        "print(*(t.mixin for t in made.form.complete(made.operands, (None, False, None, False, None, 1, None)).epilogue))\n"
     )
     path = tmp_path / "script.py"
     path.write_text(code)
