@@ -23,7 +23,7 @@ from quack.runtime.spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VAR
 from quack.runtime.split_k import COMBINE
 from quack.split_k import SplitKMode
 
-BF16, FP16, FP32, E4M3, E5M2 = Dtype.BF16, Dtype.FP16, Dtype.FP32, Dtype.E4M3, Dtype.E5M2
+DTYPES = BF16, FP16, FP32, E4M3, E5M2 = Dtype.BF16, Dtype.FP16, Dtype.FP32, Dtype.E4M3, Dtype.E5M2  # of plain operands
 ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M, GATHER_K, GROUPED)
 BATCHED = {  # which of A, B and out (C) have a batch dimension
     DENSE: (True, True, True), VARLEN_M: (False, True, False), GATHER_M: (False, True, False),
@@ -363,7 +363,7 @@ def follow(cell: Cell, alternative: str) -> Cell:
 
 def all_dtypes(adapter: str) -> Iterator[Cell]:
     """Every dtype, major and epilogue, in the commonest configurations."""
-    grid = itertools.product(EPILOGUES, Dtype, Dtype, Dtype, MAJORS, (SMALL, LARGE, SWAPPED))
+    grid = itertools.product(EPILOGUES, DTYPES, DTYPES, DTYPES, MAJORS, (SMALL, LARGE, SWAPPED))
     for epilogue, a, b, d, majors, config in grid:
         yield Cell(adapter, epilogue, a, b, d, majors, config)
 
