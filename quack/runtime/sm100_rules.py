@@ -6,7 +6,7 @@ from typing import Optional
 from ..arch import TCGEN05
 from ..gemm_config import Dtype, Major
 from ..gemm_port import PortKind, present_ports
-from .spec import GATHERING, RAGGED_M, GemmSpec
+from .spec import GATHERING, PARALLEL_COMBINE, RAGGED_M, GemmSpec
 
 ROUNDING = "quack.epilogue.rounding:"
 MOST_COLUMNS_OF_PARTS = 64  # beside what `_held_with_parts` names; 128 spill 144 bytes and more
@@ -26,6 +26,14 @@ def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield (
             f"tile_n={config.tile_n} leaves too few registers for {held} where parts of a tile are put together",
             f"tile_n={MOST_COLUMNS_OF_PARTS}",
+        )
+    kinds = {port.kind for port in present_ports(spec.epilogue)}
+    is_parallel = spec.combine == PARALLEL_COMBINE
+    reduces_beside_tile = {PortKind.ROW_PARTIALS, PortKind.TILE_OUTPUT} <= kinds  # 256 x 128 spills 16 bytes
+    if is_parallel and reduces_beside_tile and spec.adapter in RAGGED_M and a.dtype is Dtype.FP32:
+        yield (
+            "SplitKMode.PARALLEL of ragged fp32 rows leaves too few registers for a tile and a row reduction",
+            "SplitKMode.SERIAL",
         )
     if not config.is_pair:
         return

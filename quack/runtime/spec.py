@@ -18,6 +18,7 @@ SYMMETRIC = "quack.symmetric_adapter:SymmetricAdapter"
 SYMMETRIC_COMMIT = "quack.symmetric_commit:SymmetricCommit"
 MIRROR = "quack.epilogue.mirror:Mirror"
 STREAM_COMBINE = "quack.split_k_combine:StreamCombine"
+PARALLEL_COMBINE = "quack.split_k_combine:ParallelCombine"
 USER_CODE = "user:"  # begins the names of classes that are known by their content, see `user_code`
 DEFAULT_COMMIT = "quack.gemm_epilogue_plan:DefaultCommit"
 RAGGED_M, RAGGED_K, GATHERING = (VARLEN_M, GATHER_M), (VARLEN_K, GATHER_K), (GATHER_M, GATHER_K)

@@ -12,12 +12,12 @@ from .budget import budget_of
 from .device import EMULATED, Device, is_capturing, raw_stream
 from .dispatch import get_function
 from .residency import cluster_count
-from .spec import STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
+from .spec import PARALLEL_COMBINE, STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
 
 _COMBINE = "quack.split_k_combine:"
 COMBINE = {
     SplitKMode.SERIAL: _COMBINE + "SerialCombine",
-    SplitKMode.PARALLEL: _COMBINE + "ParallelCombine",
+    SplitKMode.PARALLEL: PARALLEL_COMBINE,
     SplitKMode.SEPARATE: _COMBINE + "StorePartials",
     SplitKMode.STREAM: STREAM_COMBINE,
 }
