@@ -30,8 +30,8 @@ from cutlass.utils import sm100 as sm100_utils
 
 from ..block_scales import BLOCK_ROWS, BLOCK_WORDS, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
+from ..execution.clusters import CtaPlace, either
 from ..execution.cta import CtaContext, SmemTensors
-from ..execution.transport import partition_load
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
@@ -106,20 +106,27 @@ class BlockScaledGemmSm100(GemmSm100):
         return tensors._replace(scales=tuple(scales))
 
     def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        ranks = cute.make_layout(self.cluster_mn)
-        coordinate, masks = (cta.cta_m, cta.cta_n), [None, None]
-        for i, (sharers, mode) in enumerate(zip(self.scale_sharers, (1, 0))):
-            if sharers > 1:
-                masks[i] = cute.make_layout_image_mask(ranks, coordinate, mode=mode)
+        coordinate = (cta.place.m, cta.place.n)
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
             atom, tensor = cta.operands.scales[i]
             mS = cute.domain_offset((first_rows[i], 0), self.operand(cta.problem, which, tensor, work))
             gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
-            load = partition_load(atom, cta.smem.scales[i], gS, coordinate[1 - i], self.scale_sharers[i])
-            parts.append((atom, *load, masks[i]))
+            sharers, mask = self.scale_sharers[i], None
+            of_scales = (cta.smem.scales[i], gS)
+            shares = self.shares(cta.place, atom, of_scales, coordinate[1 - i], sharers, self.boxes[i])
+            if sharers > 1:
+                mask = self.scale_mask(cta.place, self.cluster_mn, mode=1 - i)
+            if sharers > 1 and self.config.fallback_cluster is not None:
+                smaller = self.scale_mask(cta.place, self.config.fallback_cluster, mode=1 - i)
+                mask = either(cta.place, mask, smaller)
+            parts.append((cta.operands.scales[i], shares, mask))
         return tuple(parts)
+
+    @staticmethod
+    def scale_mask(place: CtaPlace, cluster_mn: tuple[int, int], mode: int):
+        return cute.make_layout_image_mask(cute.make_layout(cluster_mn), (place.m, place.n), mode=mode)
 
     # ---- MMA ------------------------------------------------------------------------------------------------------
 

@@ -97,8 +97,8 @@ class TmaGatherRole(LoadRoles):
         if cutlass.const_expr(not self.gathers_a):
             return LoadRoles.load_work(self, cta, work, state)
         tile_m, _, tile_k = self.tile_mnk
-        _, b_mask = self.multicast_masks(cta)
-        tBsB, tBgB = self.partition_b(cta, work)
+        _, b_mask = self.multicast_masks(cta.place)
+        b_shares, b_descriptor = self.partition_b(cta, work), self.descriptor(cta.problem, Operand.B, work)
         tile = gather_tile(self.specs.a, tile_m, tile_k)
         gatherer = LineGatherer(
             tile=tile,
@@ -122,14 +122,7 @@ class TmaGatherRole(LoadRoles):
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             gatherer.load_tile(indices, element, state.index, full.toint())
-            cute.copy(
-                cta.operands.b.atom,
-                tBgB[None, k_tile],
-                tBsB[None, state.index],
-                tma_bar_ptr=full,
-                mcast_mask=b_mask,
-                tma_desc_ptr=self.descriptor(cta.problem, Operand.B, work),
-            )
+            self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             indices = following
             state.advance()
         return state
