@@ -94,7 +94,7 @@ def tf32_exact(case: Case):
     return t
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(19)
 @pytest.mark.parametrize("case", on_both(ragged_cases.cases()), ids=str)
 def test_ragged(case: ragged_cases.RaggedCase):
     t = ragged_cases.RaggedOperands(case, "cpu")
@@ -133,7 +133,7 @@ def square() -> list[Any]:
     ]
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(19)
 @pytest.mark.parametrize("case", square(), ids=str)
 def test_symmetric(case: symmetric_cases.SymmetricCase):
     with emulated():
