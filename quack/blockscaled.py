@@ -16,7 +16,15 @@ import torch
 
 from .block_scales import BLOCK_BYTES, BLOCK_ROWS, BLOCK_SCALES
 from .gemm_config import GemmConfig
-from .gemm_interface import Scalar, add_output, launch_with_user_epilogue, split_options
+from .gemm_interface import (
+    COMPILING,
+    Scalar,
+    _split_scalar,
+    add_output,
+    launch_with_user_epilogue,
+    split_options,
+    writes_only,
+)
 from .runtime.call import Form, Operands, launch
 from .runtime.plan import GemmRequest
 from .runtime.split_k import check_split
@@ -53,10 +61,10 @@ def gemm_blockscaled(
     elements of a scale.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
     in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an
-    instruction. torch.compile breaks the graph here.
+    instruction. Under torch.compile config, epilogue and commit break the graph.
     """
-    if torch.compiler.is_compiling():
-        return torch.compiler.disable(gemm_blockscaled, reason="quack.gemm_blockscaled runs outside of graphs")(
+    if torch.compiler.is_compiling() and (config is not None or epilogue is not None or commit is not None):
+        return torch.compiler.disable(gemm_blockscaled, reason=COMPILING)(
             A, B, A_scale, B_scale, out, out_dtype, alpha, C, beta, bias, dynamic_scheduler=dynamic_scheduler, config=config,
             split_k=split_k, split_k_mode=split_k_mode, epilogue=epilogue, commit=commit,
         )  # fmt: skip
@@ -69,9 +77,12 @@ def gemm_blockscaled(
     }  # fmt: skip
     if epilogue is not None or commit is not None:
         split = split_options(split_k, split_k_mode)
-        options = (out_dtype, False, config, dynamic_scheduler, None, *split)
-        return launch_with_user_epilogue(operands, options, epilogue, commit)
-    launch(_FORM, operands, (out_dtype, config, dynamic_scheduler, split_k, split_k_mode))
+        user_options = (out_dtype, False, config, dynamic_scheduler, None, *split)
+        return launch_with_user_epilogue(operands, user_options, epilogue, commit)
+    options = (out_dtype, config, dynamic_scheduler, split_k, split_k_mode)
+    if torch.compiler.is_compiling():
+        return _launch_in_graph(operands, options)
+    launch(_FORM, operands, options)
     return operands["out"]
 
 
@@ -87,6 +98,50 @@ def _request(
 
 
 _FORM = Form(_request, add_output)
+
+
+def _launch_in_graph(operands: Operands, options: tuple) -> torch.Tensor:
+    """`launch` of a call without objects, as one op of a graph."""
+    add_output(operands, *options)
+    _, _, dynamic, split_k, split_k_mode = options
+    in_place = operands["C"] is operands["out"]
+    for name in ("alpha", "beta"):
+        operands[name], operands[f"{name}_tensor"] = _split_scalar(operands[name])
+    if in_place:  # an op must not mutate what it reads under another name
+        operands["C"] = None
+    _op(**operands, in_place=in_place, dynamic=dynamic, split_k=split_k, split_k_mode=split_k_mode.value)
+    return operands["out"]
+
+
+# torch.compile sees one opaque op with a declared mutation; eager calls never pass through the dispatcher.
+@torch.library.custom_op("quack::gemm_blockscaled_out", mutates_args={"out"})
+def _op(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: torch.Tensor,
+    A_scale: torch.Tensor,
+    B_scale: torch.Tensor,
+    C: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    alpha_tensor: Optional[torch.Tensor] = None,
+    beta_tensor: Optional[torch.Tensor] = None,
+    in_place: bool = False,
+    dynamic: bool = False,
+    split_k: Optional[int] = None,
+    split_k_mode: str = SplitKMode.SERIAL.value,
+) -> None:
+    alpha_value = alpha if alpha_tensor is None else alpha_tensor
+    beta_value = beta if beta_tensor is None else beta_tensor
+    operands: Operands = {
+        "A": A, "B": B, "out": out, "C": out if in_place else C, "bias": bias, "alpha": alpha_value, "beta": beta_value,
+        "A_scale": A_scale, "B_scale": B_scale,
+    }  # fmt: skip
+    launch(_FORM, operands, (None, None, dynamic, split_k, SplitKMode(split_k_mode)))
+
+
+_op.register_fake(writes_only)
 
 
 def gemm_blockscaled_ref(

@@ -61,6 +61,48 @@ def test_gated(stores_preact: bool):
         torch.testing.assert_close(preact.double(), t.exact, rtol=1e-5, atol=1e-5 * t.size.max().item())
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_torch_compile(in_place: bool):
+    """Calls are ops of one graph; what an op writes in place is the tensor that was passed."""
+    t = ScaledOperands(
+        ScaledCase("nvfp4", 136, 208, 256, bias="bf16", c="fp32", out="fp32", alpha=0.5, beta=2.0), "cpu"
+    )
+    product = (t.exact - t.bias.double() - 2 * t.C.double()) / 0.5
+
+    def step(A, B, A_scale, B_scale, C, bias, alpha):
+        scales = {"A_scale": A_scale, "B_scale": B_scale}
+        out = quack.gemm_blockscaled(
+            A, B, **scales, out=C if in_place else None, out_dtype=torch.float32, alpha=alpha, C=C, beta=2.0, bias=bias
+        )
+        dtypes = {"out_dtype": torch.float32, "postact_dtype": torch.float32}
+        return out, *quack.gemm_gated(A, B, bias=bias, activation="swiglu", **dtypes, **scales)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for alpha in (0.5, torch.tensor([0.5])):
+        C = t.C.clone()
+        with emulated(checks=()):
+            out, preact, postact = compiled(t.A, t.B, t.A_scale, t.B_scale, C, t.bias, alpha)
+        size = t.size.max().item()
+        torch.testing.assert_close(out.double(), t.exact, rtol=1e-5, atol=1e-5 * size)
+        assert (out.data_ptr() == C.data_ptr()) == in_place and torch.equal(C, t.C) != in_place
+        torch.testing.assert_close(preact.double(), product + t.bias.double(), rtol=1e-5, atol=1e-5 * size)
+        expected = reference(GatedActivation.SWIGLU)(preact.double()[:, 0::2], preact.double()[:, 1::2])
+        torch.testing.assert_close(postact.double(), expected, rtol=1e-4, atol=1e-4 * size)
+
+
+def test_a_pinned_configuration_leaves_the_graph():
+    t = ScaledOperands(ScaledCase("mxfp8", 72, 72, 96, config=ONE, out="fp32"), "cpu")
+
+    def step(A, B, A_scale, B_scale):
+        return quack.gemm_blockscaled(A, B, A_scale, B_scale, out_dtype=torch.float32, config=ONE) + 1.0
+
+    torch._dynamo.reset()
+    with emulated(checks=()):
+        out = torch.compile(step, backend="eager")(t.A, t.B, t.A_scale, t.B_scale)
+    torch.testing.assert_close(out.double(), t.exact + 1, rtol=1e-5, atol=1e-5 * t.size.max().item())
+
+
 def test_user_epilogue():
     t = ScaledOperands(ScaledCase("mxfp8", 136, 136, 160, config=ONE, out="fp32"), "cpu")
     with emulated():
