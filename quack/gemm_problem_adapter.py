@@ -15,12 +15,14 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `k_tiles` | `k_range` | number of k tiles of the problem; 0 leaves the accumulator zero |
 | `k_range` | load and MMA roles, per work | those of them that the work adds up: all, but see `split_works` |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
+| `scales` | load roles, per work, if A and B are block-scaled | the rows of blocks of their scales from one on |
 | `gathered_lines` | load roles, per work, if `gathers_a` | which lines of A the problem consists of, instead of `operand(A)` |
 """
 
 import enum
 from typing import Any, ClassVar, NamedTuple, Optional, Union
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
@@ -136,6 +138,14 @@ class ProblemAdapter:
     def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
         """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""
         raise NotImplementedError
+
+    @cute.jit
+    def scales(self, params, which: cutlass.Constexpr[Operand], tensor: cute.Tensor, work: WorkDesc, row_block: Int32):
+        """Device, all lanes of a warp. (row blocks, words) of the scales of A or B from a row block of the problem on.
+
+        tensor: (row blocks, words, L), or the coordinates of that, see `block_scales`.
+        """
+        return cute.domain_offset((row_block, 0), self.operand(params, which, tensor, work))
 
     def gathered_lines(self, params, work: WorkDesc) -> GatheredLines:
         """Device. Only where `gathers_a`."""

@@ -22,11 +22,12 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64
 
+from .block_scales import BLOCK_ROWS
 from .gemm_config import GemmConfig
 from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import Operand, ProblemAdapter, ProblemShape, TileGrid
 from .gemm_work import WorkDesc
-from .search_scheduler import VarlenDynamicScheduler, VarlenStaticScheduler, VarlenTileGrid
+from .search_scheduler import WARP, VarlenDynamicScheduler, VarlenStaticScheduler, VarlenTileGrid, prefix_sum
 from .tile_scheduler import TileScheduler
 
 BIG = 1 << 30
@@ -49,6 +50,17 @@ def ragged_slice(view: cute.Tensor, mode: cutlass.Constexpr[int], start: Int32, 
     offset = [0, 0, 0, 0]
     offset[mode] = BIG - size
     return cute.domain_offset(tuple(offset), view)[None, None, start + size, BIG]
+
+
+@cute.jit
+def blocks_before(cu_seqlens: cute.Tensor, problem: Int32, unit: cutlass.Constexpr[int]) -> Int32:
+    """Device, all lanes of a warp. Blocks of so many elements of all groups before this one, each of which has whole ones."""
+    lane, blocks = cute.arch.lane_idx(), Int32(0)
+    for first in cutlass.range(0, problem, WARP, unroll=1):
+        group = first + lane
+        if group < problem:
+            blocks += cute.ceil_div(cu_seqlens[group + 1] - cu_seqlens[group], unit)
+    return cute.arch.shuffle_sync(prefix_sum(blocks, lane), WARP - 1)
 
 
 class VarlenMParams(NamedTuple):
@@ -99,6 +111,20 @@ class VarlenMAdapter(ProblemAdapter):
         if cutlass.const_expr(cute.rank(tensor) == 4):
             return ragged_slice(tensor, 0, work.start, work.m)
         return cute.domain_offset((work.start, 0), tensor[None, None, 0])
+
+    @cute.jit
+    def scales(
+        self,
+        params: VarlenMParams,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+    ) -> cute.Tensor:
+        if cutlass.const_expr(which is Operand.B):
+            return cute.domain_offset((row_block, 0), tensor[None, None, work.problem])
+        first = blocks_before(params.cu_seqlens, work.problem, BLOCK_ROWS)
+        return cute.domain_offset((first + row_block, 0), tensor[None, None, 0])
 
 
 class VarlenKParams(NamedTuple):

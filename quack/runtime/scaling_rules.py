@@ -5,8 +5,9 @@ from typing import Optional
 
 from ..arch import ARCHES, Arch, Feature
 from ..gemm_config import Major
-from .spec import DENSE, GemmSpec
+from .spec import DENSE, VARLEN_M, GemmSpec
 
+SCALED_ADAPTERS = (DENSE, VARLEN_M)  # whose `scales` know where blocks begin
 TILE_N_STEP = 64  # so that a tile of at most 128 columns has its scales in one block of 128
 
 
@@ -33,7 +34,7 @@ def scaling_refusals(spec: GemmSpec, arch: Arch, adapter: Optional[Feature]) -> 
             f"A of {a.dtype.value} and B of {b.dtype.value} with {scale} have no kernel on {arch.name}",
             f"A and B of {legal}",
         )
-    if spec.adapter != DENSE:
+    if spec.adapter not in SCALED_ADAPTERS:
         asked = spec.adapter if adapter is None else adapter.label
         yield f"block-scaled operands have no kernel with {asked}", "gemm_blockscaled, one call per problem"
     for name, operand in (("A", a), ("B", b)):

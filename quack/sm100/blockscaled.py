@@ -115,7 +115,7 @@ class BlockScaledGemmSm100(GemmSm100):
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
             atom, tensor = cta.operands.scales[i]
-            mS = cute.domain_offset((first_rows[i], 0), self.operand(cta.problem, which, tensor, work))
+            mS = self.scales(cta.problem, which, tensor, work, Int32(first_rows[i]))
             gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
             load = partition_load(atom, cta.smem.scales[i], gS, coordinate[1 - i], self.scale_sharers[i])
             parts.append((atom, *load, masks[i]))

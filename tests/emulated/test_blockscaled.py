@@ -11,6 +11,7 @@ from quack.activation_ref import reference
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
 from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, splits, tiles
+from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, rows
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
 
@@ -42,6 +43,35 @@ def test_calls(case: ScaledCase):
 @pytest.mark.parametrize("case", list(splits()), ids=str)
 def test_splits(case: ScaledCase):
     run_and_verify(case)
+
+
+def run_ragged(case: ScaledRaggedCase, schedule: str = "latest") -> torch.Tensor:
+    t = ScaledRaggedOperands(case)
+    with emulated(schedule):
+        t.run()
+    t.verify()
+    return t.out.tensor
+
+
+@pytest.mark.one_in(6)
+@pytest.mark.parametrize("case", list(rows()), ids=str)
+def test_ragged_rows(case: ScaledRaggedCase):
+    run_ragged(case)
+
+
+def test_ragged_rows_with_an_activation():
+    """The other functions that take scales."""
+    t = ScaledRaggedOperands(ScaledRaggedCase("mxfp8", "m", (70, 0, 140), n=72, k=160, bias=True))
+    with emulated():
+        preact, postact = quack.gemm_gated(
+            t.A, t.B, bias=t.bias, out_dtype=torch.float32, postact_dtype=torch.float32, cu_seqlens_m=t.offsets,
+            A_scale=t.A_scale, B_scale=t.B_scale,
+        )  # fmt: skip
+    expected = torch.cat([t.group(g)[0] @ t.group(g)[1].mT + t.bias[g].double() for g in range(3)])
+    size = expected.abs().max().item()
+    torch.testing.assert_close(preact.double(), expected, rtol=1e-5, atol=1e-5 * size)
+    gated = reference(GatedActivation.SWIGLU)(preact.double()[:, 0::2], preact.double()[:, 1::2])
+    torch.testing.assert_close(postact.double(), gated, rtol=1e-4, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("stores_preact", [True, False])

@@ -1,5 +1,6 @@
 """Block-scaled operands without a kernel: the order of scales, what calls and specs are refused for, budgets, choices."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import quack
 from quack import heuristics
 from quack.arch import ARCHES
-from quack.block_scales import BLOCK_BYTES, blocks_of, scale_blocks
+from quack.block_scales import BLOCK_BYTES, blocks_of, ragged_blocks, scale_blocks
 from quack.blockscaled import rescaled
 from quack.capabilities.axes import INPUTS, base_spec
 from quack.capabilities.matrix import USUAL
@@ -16,7 +17,7 @@ from quack.gemm_config import BlockScaling, Dtype, GemmConfig, Major
 from quack.heuristics.model import hides_drain, tuning_of, with_tile
 from quack.runtime.budget import budget_of
 from quack.runtime.legality import legality
-from quack.runtime.spec import STREAM_COMBINE, VARLEN_M, GemmShape, GemmSpec, UnsupportedGemm
+from quack.runtime.spec import GATHER_M, STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
 
 E8M0, E4M3, FP4 = torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float4_e2m1fn_x2
 SCALED = [name for name, inputs in INPUTS.items() if inputs.scaling is not None]
@@ -57,6 +58,51 @@ def test_blocks_are_undone(shape: tuple[int, ...]):
     plain, batch = scales(*shape), shape[0] if len(shape) == 3 else None
     again = quack.plain_scales(quack.blocked_scales(plain.mT.contiguous().mT), shape[-2], shape[-1], batch)
     assert torch.equal(again.view(torch.uint8), plain.view(torch.uint8))
+
+
+def bytes_of_groups(plain: torch.Tensor, offsets: list[int], dim: int) -> torch.Tensor:
+    """The blocks of each group by itself, one group behind the other: what `torch._scaled_grouped_mm` takes."""
+    parts = [plain.view(torch.uint8).narrow(dim, i, j - i) for i, j in zip(offsets, offsets[1:])]
+    return torch.cat([quack.blocked_scales(part.view(plain.dtype)).view(torch.uint8).flatten() for part in parts])
+
+
+@pytest.mark.parametrize("sizes", [(100, 37, 0, 260, 5), (0, 0), (128, 256), (1,) * 40], ids=str)
+@pytest.mark.parametrize("count", [4, 9])
+def test_groups_of_rows_begin_with_blocks_of_their_own(sizes: tuple[int, ...], count: int):
+    offsets = [0, *itertools.accumulate(sizes)]
+    plain, cu = scales(sum(sizes), count), torch.tensor(offsets, dtype=torch.int32)
+    blocked = quack.blocked_scales(plain, cu_seqlens_m=cu)
+    expected = bytes_of_groups(plain, offsets, 0)
+    got = blocked.view(torch.uint8).flatten()
+    assert (
+        blocked.is_contiguous() and torch.equal(got[: expected.numel()], expected) and not got[expected.numel() :].any()
+    )
+    assert len(blocked) == ragged_blocks(sum(sizes), len(sizes), 128)[-1]
+    again = quack.plain_scales(blocked, sum(sizes), count, cu_seqlens_m=cu)
+    assert torch.equal(again.view(torch.uint8), plain.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [E8M0, E4M3], ids=str)
+@pytest.mark.parametrize("sizes", [(5, 1, 0, 9, 4), (0, 0), (4, 8), (1,) * 40], ids=str)
+@pytest.mark.parametrize("rows", [4, 129])
+def test_groups_of_k_begin_with_blocks_of_their_own(sizes: tuple[int, ...], rows: int, dtype: torch.dtype):
+    offsets = [0, *itertools.accumulate(sizes)]
+    plain = scales(rows, sum(sizes), dtype=dtype)
+    cu = torch.tensor(offsets, dtype=torch.int32) * (32 if dtype is E8M0 else 16)
+    blocked = quack.blocked_scales(plain, cu_seqlens_k=cu)
+    expected = bytes_of_groups(plain, offsets, 1)
+    got = blocked.view(torch.uint8).flatten()
+    assert (
+        blocked.is_contiguous() and torch.equal(got[: expected.numel()], expected) and not got[expected.numel() :].any()
+    )
+    again = quack.plain_scales(blocked, rows, sum(sizes), cu_seqlens_k=cu)
+    assert torch.equal(again.view(torch.uint8), plain.view(torch.uint8))
+
+
+def test_no_offsets_need_more_blocks():
+    for sizes in itertools.product((0, 1, 3, 4, 5, 8), repeat=3):
+        needed = sum(-(-size // 4) for size in sizes)
+        assert needed in ragged_blocks(sum(sizes), len(sizes), 4), sizes
 
 
 @pytest.mark.parametrize(
@@ -135,6 +181,44 @@ def test_bad_calls_are_refused(changes: dict, error: type[Exception], message: s
         call(**changes)
 
 
+def ragged_call(**changes) -> None:
+    """A (300, 64) in 3 groups, B (3, 64, 16), of fp8 with MX scales, or what is given instead."""
+    offsets = torch.tensor([0, 100, 137, 300], dtype=torch.int32)
+    operands = {
+        "A": torch.zeros(300, 64).to(E4M3),
+        "B": torch.zeros(3, 16, 64).to(E4M3).mT,
+        "A_scale": quack.blocked_scales(scales(300, 2), offsets),
+        "B_scale": quack.blocked_scales(scales(3, 16, 2)),
+        "cu_seqlens_m": offsets,
+    }
+    with quack.emulator.use("sm100", checks=()):
+        quack.gemm_blockscaled(**(operands | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"A_scale": scales(2 * 512)}, "A_scale has 1024 elements, expected 1 x .3 to 5. x 1 blocks of 512"),
+        (
+            {"A_scale": scales(6 * 512)},
+            "A_scale has 3072 elements, .* pass quack.blocked_scales.A_scale, and the offsets.",
+        ),
+        ({"A_scale": scales(3 * 512 + 16)}, "A_scale has 1552 elements"),
+        ({"B_scale": scales(512)}, "B_scale has 512 elements, expected 3 x 1 x 1 blocks"),
+        ({"cu_seqlens_m": torch.tensor([0, 300], dtype=torch.int32)}, "B has 3 matrices"),
+    ],
+)
+def test_bad_ragged_calls_are_refused(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        ragged_call(**changes)
+
+
+def test_debug_mode_counts_the_blocks_of_groups(monkeypatch):
+    monkeypatch.setenv("QUACK_DEBUG", "1")
+    with pytest.raises(ValueError, match="A_scale has 3 row blocks, and the groups of cu_seqlens_m have 4"):
+        ragged_call(A_scale=scales(3 * 512))
+
+
 def test_one_scale_alone_is_refused():
     with quack.emulator.use("sm100", checks=()), pytest.raises(ValueError, match="B_scale is missing"):
         quack.gemm_act(
@@ -171,7 +255,7 @@ def test_what_has_no_kernel():
     a, b, d, _ = spec.operands
     refused = {
         "K-major": replace(spec, operands=spec.operands._replace(b=replace(b, major=Major.OUTER))),
-        "cu_seqlens_m": replace(spec, adapter=VARLEN_M),
+        "A_idx with cu_seqlens_m": replace(spec, adapter=GATHER_M),
         "scales for 16 elements": replace(
             spec, operands=spec.operands._replace(a=replace(a, dtype=Dtype.E4M3), b=replace(b, dtype=Dtype.E4M3))
         ),
