@@ -69,6 +69,10 @@ def gemm_blockscaled(
     cu_seqlens_m (G + 1,) int32: A is (total_m, K), B (G, K, N), out (total_m, N), as in `gemm`; A_scale is `blocked_scales(scales of A,
     cu_seqlens_m)`, the layout of `torch._scaled_grouped_mm`: only the device needs to know where its groups begin. QUACK_DEBUG=1
     checks that it has a block for each 128 rows of every group.
+    cu_seqlens_k (G + 1,) int32: A is (M, total_k), B (total_k, N), out (G, M, N), as in `gemm`, but K contiguous here too. A_scale and
+    B_scale are `blocked_scales(scales, cu_seqlens_k=cu_seqlens_k)`, the layout of `torch._scaled_grouped_mm`. The K of every group is
+    a multiple of 32 (fp8) or 64 (fp4): an instruction and a scale belong to one group. QUACK_DEBUG=1 checks that; otherwise a group
+    of another size is added up wrong.
     batch_idx_permute: as in `gemm`.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
     in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an

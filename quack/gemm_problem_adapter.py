@@ -83,6 +83,8 @@ class ProblemAdapter:
 
     has_short_tiles: ClassVar[bool] = False
     """Whether many tiles have half their rows or fewer, so that leaving those out is worth a second main loop."""
+    has_ragged_k: ClassVar[bool] = False
+    """Whether problems share out K among themselves: behind the last k of one there are another's, which K-major loads bring too."""
     arguments: ClassVar[dict[str, ArgumentKind]] = {}
     """What `make_params` takes besides the operands, by name and in this order."""
 
@@ -140,10 +142,19 @@ class ProblemAdapter:
         raise NotImplementedError
 
     @cute.jit
-    def scales(self, params, which: cutlass.Constexpr[Operand], tensor: cute.Tensor, work: WorkDesc, row_block: Int32):
-        """Device, all lanes of a warp. (row blocks, words) of the scales of A or B from a row block of the problem on.
+    def scales(
+        self,
+        params,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+        block_k: cutlass.Constexpr[int],
+    ) -> cute.Tensor:
+        """Device, all lanes of a warp. (row blocks, words) of the scales of A or B from a row block of the problem on; where K is
+        ragged, of that row block only.
 
-        tensor: (row blocks, words, L), or the coordinates of that, see `block_scales`.
+        tensor: (row blocks, words, L), or the coordinates of that, see `block_scales`. block_k: elements of K of a block.
         """
         return cute.domain_offset((row_block, 0), self.operand(params, which, tensor, work))
 

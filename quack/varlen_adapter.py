@@ -22,7 +22,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64
 
-from .block_scales import BLOCK_ROWS
+from .block_scales import BLOCK_ROWS, BLOCK_WORDS
 from .gemm_config import GemmConfig
 from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import Operand, ProblemAdapter, ProblemShape, TileGrid
@@ -120,6 +120,7 @@ class VarlenMAdapter(ProblemAdapter):
         tensor: cute.Tensor,
         work: WorkDesc,
         row_block: Int32,
+        block_k: cutlass.Constexpr[int],
     ) -> cute.Tensor:
         if cutlass.const_expr(which is Operand.B):
             return cute.domain_offset((row_block, 0), tensor[None, None, work.problem])
@@ -137,8 +138,9 @@ class VarlenKParams(NamedTuple):
 
 
 class VarlenKAdapter(ProblemAdapter):
-    """K is split among the groups; a group without k gives beta * C. A is M-major and B N-major."""
+    """K is split among the groups; a group without k gives beta * C. A is M-major and B N-major, or (block-scaled) both are K-major."""
 
+    has_ragged_k = True
     arguments = {"cu_seqlens": ArgumentKind.INT32_VECTOR}
 
     @cute.jit
@@ -152,7 +154,9 @@ class VarlenKAdapter(ProblemAdapter):
         return TileGrid(cute.ceil_div(params.m, tile_m), cute.ceil_div(params.n, tile_n), params.problems)
 
     def tma_tensor(self, which: Operand, tensor: cute.Tensor) -> cute.Tensor:
-        return ragged_view(tensor, 1) if which in (Operand.A, Operand.B) else tensor
+        # TMA needs pitches of 16 bytes in every mode, so a contiguous one cannot be ragged: its loads run on.
+        is_strided = not isinstance(tensor.stride[1], int)
+        return ragged_view(tensor, 1) if which in (Operand.A, Operand.B) and is_strided else tensor
 
     @cute.jit
     def problem_shape(self, params: VarlenKParams, work: WorkDesc) -> ProblemShape:
@@ -169,5 +173,22 @@ class VarlenKAdapter(ProblemAdapter):
     ) -> cute.Tensor:
         if cutlass.const_expr(which is Operand.A or which is Operand.B):
             start = params.cu_seqlens[work.problem]
-            return ragged_slice(tensor, 1, start, params.cu_seqlens[work.problem + 1] - start)
+            if cutlass.const_expr(cute.rank(tensor) == 4):
+                return ragged_slice(tensor, 1, start, params.cu_seqlens[work.problem + 1] - start)
+            return cute.domain_offset((0, start), tensor[None, None, 0])
         return tensor[None, None, work.problem]
+
+    @cute.jit
+    def scales(
+        self,
+        params: VarlenKParams,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+        block_k: cutlass.Constexpr[int],
+    ) -> cute.Tensor:
+        m, n, k = self.problem_shape(params, work)
+        rows = cute.ceil_div(m if cutlass.const_expr(which is Operand.A) else n, BLOCK_ROWS)
+        block = blocks_before(params.cu_seqlens, work.problem, block_k) * rows + row_block * cute.ceil_div(k, block_k)
+        return cute.domain_offset((0, block * BLOCK_WORDS), tensor[None, None, 0])

@@ -199,3 +199,28 @@ def rows() -> Iterator[ScaledRaggedCase]:
     yield ScaledRaggedCase("mxfp4", "m", SIZES, n=264, k=544, dynamic=True, **full)
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
         yield ScaledRaggedCase("nvfp4", "m", SIZES, n=136, k=1088, nan_group=3, splits=3, mode=mode, config=ONE)
+
+
+def sums() -> Iterator[ScaledRaggedCase]:
+    """cu_seqlens_k: groups end after any instruction of a k tile, and are empty; the same tiles."""
+    formats = itertools.cycle(FORMATS)
+    full = {"c": "bf16", "bias": True, "alpha": 0.25, "beta": -2.0}
+    sizes = {name: tuple(units * (32 if "fp8" in name else 64) for units in (5, 1, 0, 9, 4)) for name in FORMATS}
+    configs = [ONE, PAIR, replace(PAIR, tile_n=256, is_dynamic_persistent=True), replace(ONE, tile_n=192, cluster_n=2)]
+    configs += [replace(PAIR, tile_n=192, cluster_m=4), replace(ONE, tile_n=256, cluster_m=2), replace(ONE, tile_n=64)]
+    for i, config in enumerate(configs):
+        for _ in range(2 if i < 4 else 1):
+            name = next(formats)
+            yield ScaledRaggedCase(name, "k", sizes[name], m=200, n=264, nan_group=(1, 3)[i % 2], config=config)
+    yield ScaledRaggedCase("nvfp4", "k", (64,) * 37, m=72, n=72, nan_group=7, config=ONE, exact=True)
+    yield ScaledRaggedCase("mxfp8", "k", (32,) * 37, m=136, n=72, nan_group=0, config=PAIR, exact=True)
+    yield ScaledRaggedCase("mxfp4", "k", sizes["mxfp4"], m=136, n=136, nan_group=1, config=ONE, exact=True, **full)
+    order = (3, 0, 4, 1, 2)
+    yield ScaledRaggedCase(
+        "nvfp4", "k", sizes["nvfp4"], m=136, n=136, nan_group=0, out="fp32", order=order, config=PAIR
+    )
+    yield ScaledRaggedCase("mxfp4", "k", sizes["mxfp4"], m=264, n=136, dynamic=True, **full)
+    for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
+        yield ScaledRaggedCase(
+            "mxfp8", "k", (160, 64, 0, 544), m=136, n=136, nan_group=3, splits=3, mode=mode, config=ONE
+        )

@@ -20,15 +20,16 @@ loops (nvfp4 needs 48 columns, mxfp8 12). Padding of blocks is read too: behind 
 not be NaN.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32, Int64
+from cutlass import Int32, Int64
 from cutlass.cute.nvgpu import cpasync, tcgen05
 from cutlass.utils import blockscaled_layout
 from cutlass.utils import sm100 as sm100_utils
 
-from ..block_scales import BLOCK_ROWS, BLOCK_WORDS, WORD_BYTES, scale_blocks
+from ..block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, MMA_K_BYTES, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
 from ..execution.cta import CtaContext, SmemTensors
 from ..execution.transport import partition_load
@@ -50,13 +51,14 @@ class ScaleCopy(NamedTuple):
 
 
 class ScaledFragments(NamedTuple):
-    """Operands of the MMAs of one work; tSFA, tSFB: scales in tensor memory, (MMA, MMA_M or N, MMA_K)."""
+    """Operands of the MMAs of one work. tSFA, tSFB: scales in tensor memory, (MMA, MMA_M or N, MMA_K)."""
 
     a: cute.Tensor
     b: cute.Tensor
     tSFA: cute.Tensor
     tSFB: cute.Tensor
     copies: tuple[ScaleCopy, ...]
+    k: Optional[Int32]  # of the work, from its first k tile on, if there are others' behind
 
 
 class BlockScaledGemmSm100(GemmSm100):
@@ -69,6 +71,7 @@ class BlockScaledGemmSm100(GemmSm100):
         a_blocks, b_blocks = scale_blocks(self.specs, self.config)
         rows_b = -(-self.config.tile_n // BLOCK_ROWS)
         self.scale_boxes = ((1, a_blocks * BLOCK_WORDS), (rows_b, b_blocks // rows_b * BLOCK_WORDS))
+        self.block_k = BLOCK_SCALES * self.scaling.block
         self.scale_columns = (SCALE_BLOCK_COLUMNS * a_blocks, SCALE_BLOCK_COLUMNS * b_blocks)
 
     # ---- loads ----------------------------------------------------------------------------------------------------
@@ -85,10 +88,16 @@ class BlockScaledGemmSm100(GemmSm100):
             batch_stride, row_stride, _ = tensor.layout.stride
             layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
             modes = cute.make_tensor(tensor.iterator, layout)
-            stage = cute.make_layout(box, stride=(box[1], 1))
-            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, box, num_multicast=ctas)
+            part = self.loaded_box(box)
+            stage = cute.make_layout(part, stride=(part[1], 1))
+            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, part, num_multicast=ctas)
             operands.append(TmaOperand(*atom))
         return tuple(operands)
+
+    def loaded_box(self, box: tuple[int, int]) -> tuple[int, int]:
+        """What one load brings: rows of blocks do not have the same length in all problems if K is ragged, so it is one of them."""
+        rows, words = box
+        return (1, words) if self.has_ragged_k else (rows, words)
 
     @property
     def scale_sharers(self) -> tuple[int, int]:
@@ -114,11 +123,15 @@ class BlockScaledGemmSm100(GemmSm100):
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
-            atom, tensor = cta.operands.scales[i]
-            mS = self.scales(cta.problem, which, tensor, work, Int32(first_rows[i]))
-            gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
-            load = partition_load(atom, cta.smem.scales[i], gS, coordinate[1 - i], self.scale_sharers[i])
-            parts.append((atom, *load, masks[i]))
+            (atom, tensor), (rows, words) = cta.operands.scales[i], self.scale_boxes[i]
+            box = self.loaded_box(self.scale_boxes[i])
+            for first in range(0, rows, box[0]):
+                mS = self.scales(cta.problem, which, tensor, work, Int32(first_rows[i] + first), self.block_k)
+                gS = cute.local_tile(mS, box, (0, None))  # (row blocks, words, k tiles)
+                layout = cute.make_layout((*box, self.resources.ab_stages), stride=(words, 1, rows * words))
+                sS = cute.make_tensor(cta.smem.scales[i].iterator + first * words, layout)
+                load = partition_load(atom, sS, gS, coordinate[1 - i], self.scale_sharers[i])
+                parts.append((atom, *load, masks[i]))
         return tuple(parts)
 
     # ---- MMA ------------------------------------------------------------------------------------------------------
@@ -164,7 +177,17 @@ class BlockScaledGemmSm100(GemmSm100):
             cute.make_tensor(self.scale_pointer(pointers[0]), layouts[0]),
             cute.make_tensor(self.scale_pointer(first), layouts[1]),
             copies,
+            self.k_left(cta, work),
         )
+
+    @cute.jit
+    def k_left(self, cta: CtaContext, work: WorkDesc) -> Optional[Int32]:
+        """K of a work's problem from the work's first k tile on; None where zeros are behind it."""
+        left = None
+        if cutlass.const_expr(self.has_ragged_k):
+            first, _ = self.k_range(cta.problem, work, self.config.tile_k)
+            left = self.problem_shape(cta.problem, work).k - first * self.config.tile_k
+        return left
 
     def scale_pointer(self, column: cute.Pointer) -> cute.Pointer:
         return cute.recast_ptr(column, dtype=self.scale_dtype)
@@ -180,14 +203,21 @@ class BlockScaledGemmSm100(GemmSm100):
             copy, tcgen05.get_s2t_smem_desc_tensor(copy, part.partition_S(source)), part.partition_D(target)
         )
 
+    @cute.jit
     def multiply_tile(
-        self, mma: cute.TiledMma, fragments: ScaledFragments, into: cute.Tensor, stage: Int32, accumulates: Boolean
+        self, mma: cute.TiledMma, fragments: ScaledFragments, into: cute.Tensor, stage: Int32, step: Int32
     ) -> cute.TiledMma:
-        f = fragments
+        """With the scales of the k tile; where K is ragged, only as many MMAs as there is K left, so nothing of another problem."""
+        f, mma_k = fragments, self.specs.a.dtype.elements_in(MMA_K_BYTES)
         for copy, source, target in f.copies:
             cute.copy(copy, source[None, None, None, None, stage], target)
-        for k in range(cute.size(f.a, mode=[2])):
-            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+        for k in cutlass.range_constexpr(cute.size(f.a, mode=[2])):
+            mma.set(tcgen05.Field.ACCUMULATE, step != 0 if cutlass.const_expr(k == 0) else True)
             a, b = f.a[None, None, k, stage], f.b[None, None, k, stage]
-            cute.gemm(mma, into, [a, f.tSFA[None, None, k]], [b, f.tSFB[None, None, k]], into)
+            scaled = [a, f.tSFA[None, None, k]], [b, f.tSFB[None, None, k]]
+            if cutlass.const_expr(f.k is None or k == 0):
+                cute.gemm(mma, into, *scaled, into)
+            else:
+                if step * self.config.tile_k + k * mma_k < f.k:
+                    cute.gemm(mma, into, *scaled, into)
         return mma

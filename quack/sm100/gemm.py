@@ -273,9 +273,9 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         acc.producer_acquire(acc_state)
         tcgen05_fence("after_thread_sync")
         into = tCtAcc[None, None, None, acc_state.index]
-        for k_tile in cutlass.range(k_tiles, unroll=1):
+        for step in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(ab)
-            mma = self.multiply_tile(mma, fragments, into, ab.index, k_tile != 0)
+            mma = self.multiply_tile(mma, fragments, into, ab.index, step)
             cta.ab.consumer_release(ab)
             ab.advance()
         acc.producer_commit(acc_state)
@@ -295,12 +295,12 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         return mma.make_fragment_A(sA), mma.make_fragment_B(sB)
 
     def multiply_tile(
-        self, mma: cute.TiledMma, fragments: Any, into: cute.Tensor, stage: Int32, accumulates: Boolean
+        self, mma: cute.TiledMma, fragments: Any, into: cute.Tensor, stage: Int32, step: Int32
     ) -> cute.TiledMma:
-        """Issue the MMAs of one k tile, the first of which overwrites the accumulators unless told otherwise."""
+        """Issue the MMAs of k tile `step` of a work, the very first of which overwrites the accumulators."""
         tCrA, tCrB = fragments
         for k in range(cute.size(tCrA, mode=[2])):
-            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+            mma.set(tcgen05.Field.ACCUMULATE, step != 0 if k == 0 else True)
             cute.gemm(mma, into, tCrA[None, None, k, stage], tCrB[None, None, k, stage], into)
         return mma
 

@@ -11,7 +11,7 @@ from quack.activation_ref import reference
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
 from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, splits, tiles
-from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, rows
+from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, rows, sums
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
 
@@ -57,6 +57,24 @@ def run_ragged(case: ScaledRaggedCase, schedule: str = "latest") -> torch.Tensor
 @pytest.mark.parametrize("case", list(rows()), ids=str)
 def test_ragged_rows(case: ScaledRaggedCase):
     run_ragged(case)
+
+
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("case", list(sums()), ids=str)
+def test_ragged_sums(case: ScaledRaggedCase):
+    run_ragged(case)
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("kind", ["rows", "sums"])
+def test_random_schedules_of_ragged_problems_give_the_same_bits(kind: str):
+    if kind == "rows":
+        case = ScaledRaggedCase("nvfp4", "m", (100, 0, 150, 5), n=136, k=544, config=PAIR, c="bf16")
+    else:
+        case = ScaledRaggedCase("mxfp4", "k", (192, 0, 64, 320), m=136, n=136, config=PAIR, c="bf16")
+    results = [run_ragged(case, schedule) for schedule in ("eager", "latest", "random:0", "random:1")]
+    first, *others = results
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_ragged_rows_with_an_activation():

@@ -40,6 +40,11 @@ SCALED_TOO = (
     {"commit": "split-K serial"},
     {"commit": "split-K separate"},
     {"commit": "stream-K"},
+    {"adapter": "varlen M"},
+    {"adapter": "varlen K"},
+    {"adapter": "varlen M", "epilogue": "gated, preact"},
+    {"adapter": "varlen M", "commit": "split-K serial", "epilogue": "alpha, beta * C"},
+    {"adapter": "varlen K", "commit": "split-K serial"},
 )
 STREAMED = (
     "rms",

@@ -213,6 +213,49 @@ def test_bad_ragged_calls_are_refused(changes: dict, message: str):
         ragged_call(**changes)
 
 
+def sum_call(sizes: tuple[int, ...] = (96, 32, 64), **changes) -> None:
+    """A (40, 192) and B (192, 16) in groups along K, of fp8 with MX scales, or what is given instead."""
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32)
+    operands = {
+        "A": torch.zeros(40, sum(sizes)).to(E4M3),
+        "B": torch.zeros(16, sum(sizes)).to(E4M3).mT,
+        "A_scale": quack.blocked_scales(scales(40, sum(sizes) // 32), cu_seqlens_k=offsets),
+        "B_scale": quack.blocked_scales(scales(16, sum(sizes) // 32), cu_seqlens_k=offsets),
+        "cu_seqlens_k": offsets,
+    }
+    with quack.emulator.use("sm100", checks=()):
+        quack.gemm_blockscaled(**(operands | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"sizes": (96, 32, 16)}, ValueError, "K = 144 is not a positive multiple of 32, as every group is"),
+        ({"A_scale": scales(512)}, ValueError, "A_scale has 512 elements, expected 1 x 1 x .2 to 4. blocks"),
+        ({"B_scale": scales(5 * 512)}, ValueError, "B_scale has 2560 elements"),
+        ({"A": torch.zeros(192, 40).to(E4M3).mT}, UnsupportedGemm, "A is not K-major, and blocks of scales go along K"),
+        (
+            {"A": torch.zeros(40, 96, dtype=torch.uint8).view(FP4), "B": torch.zeros(16, 96, dtype=torch.uint8).view(FP4).mT,
+             "sizes": (96, 96)},
+            ValueError, "A_scale has 512",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_calls_with_ragged_k_are_refused(changes: dict, error: type[Exception], message: str):
+    if "A" in changes and changes["A"].dtype is FP4:
+        changes = changes | {name: scales(512) for name in ("A_scale", "B_scale")}
+    with pytest.raises(error, match=message):
+        sum_call(**changes)
+
+
+def test_debug_mode_checks_what_groups_have_of_k(monkeypatch):
+    monkeypatch.setenv("QUACK_DEBUG", "1")
+    with pytest.raises(ValueError, match="group 1 of cu_seqlens_k has K = 48, which is not a multiple of 32"):
+        sum_call((96, 48, 48))
+    with pytest.raises(ValueError, match="A_scale has 2 blocks along K, and the groups of cu_seqlens_k have 3"):
+        sum_call(A_scale=scales(2 * 512))
+
+
 def test_debug_mode_counts_the_blocks_of_groups(monkeypatch):
     monkeypatch.setenv("QUACK_DEBUG", "1")
     with pytest.raises(ValueError, match="A_scale has 3 row blocks, and the groups of cu_seqlens_m have 4"):
