@@ -19,6 +19,8 @@ BLOCK_ROWS, BLOCK_SCALES, BLOCK_BYTES = 128, 4, 512
 WORD_BYTES = 8  # TMA counts blocks in such words: no box has more than 256 of anything
 BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES
 MMA_K_BYTES = 32  # of a row of A or B
+# fp4 beside fp8: TMA spreads such elements out, 128 of them and rows that begin at multiples of 32 bytes.
+WIDE_BOX, WIDE_ALIGN_BYTES = 128, 32
 
 
 def blocks_of(rows: int, k: int, scaling: BlockScaling) -> tuple[int, int]:
@@ -31,9 +33,16 @@ def ragged_blocks(extent: int, groups: int, unit: int) -> range:
     return range(-(-extent // unit), extent // unit + min(groups, extent) + 1)
 
 
-def k_unit(dtype: Dtype, scaling: BlockScaling) -> int:
-    """What the K of a problem is a multiple of, if another's begins behind it: whole scales and whole instructions."""
-    return max(scaling.block, dtype.elements_in(MMA_K_BYTES))
+def k_unit(a: Dtype, b: Dtype, scaling: BlockScaling, is_ragged: bool) -> int:
+    """What K is a multiple of: whole scales; of groups behind each other, whole instructions; of fp4 beside fp8, what TMA takes."""
+    if a.is_packed is not b.is_packed:
+        return WIDE_BOX
+    return max(scaling.block, a.elements_in(MMA_K_BYTES)) if is_ragged else scaling.block
+
+
+def beside(dtype: Dtype, other: Dtype) -> Dtype:
+    """The type of an operand as kernels know it that multiply it by the other."""
+    return Dtype.WIDE_E2M1 if dtype is Dtype.E2M1 and not other.is_packed else dtype
 
 
 def scale_blocks(operands: OperandSpecs, config: GemmConfig) -> tuple[int, int]:

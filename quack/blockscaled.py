@@ -1,9 +1,10 @@
-"""GEMMs of block-scaled operands: mxfp8, mxfp4 and nvfp4, on sm_100a and sm_103a.
+"""GEMMs of block-scaled operands: mxfp8, mxfp4, both together, and nvfp4, on sm_100a and sm_103a.
 
 | format | A and B | scales | elements of K per scale |
 |---|---|---|---|
 | mxfp8 | float8_e4m3fn, float8_e5m2, also mixed | float8_e8m0fnu | 32 |
 | mxfp4 | float4_e2m1fn_x2, two elements a byte along K | float8_e8m0fnu | 32 |
+| mxfp8 x mxfp4 | one of each, either way around; K a multiple of 128, rows of fp4 at multiples of 32 bytes | float8_e8m0fnu | 32 |
 | nvfp4 | float4_e2m1fn_x2 | float8_e4m3fn | 16 |
 
 Scales are passed in the blocks that tensor cores read, the same as for `torch._scaled_mm` and cuBLAS; `blocked_scales` makes them of
@@ -71,8 +72,8 @@ def gemm_blockscaled(
     checks that it has a block for each 128 rows of every group.
     cu_seqlens_k (G + 1,) int32: A is (M, total_k), B (total_k, N), out (G, M, N), as in `gemm`, but K contiguous here too. A_scale and
     B_scale are `blocked_scales(scales, cu_seqlens_k=cu_seqlens_k)`, the layout of `torch._scaled_grouped_mm`. The K of every group is
-    a multiple of 32 (fp8) or 64 (fp4): an instruction and a scale belong to one group. QUACK_DEBUG=1 checks that; otherwise a group
-    of another size is added up wrong.
+    a multiple of 32 (fp8), 64 (fp4) or 128 (one of each): an instruction and a scale belong to one group. QUACK_DEBUG=1 checks
+    that; otherwise a group of another size is added up wrong.
     batch_idx_permute: as in `gemm`.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
     in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an

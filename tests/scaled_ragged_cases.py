@@ -17,7 +17,7 @@ from quack import SplitKMode
 from quack.gemm_config import GemmConfig
 from tests.cases import DTYPES, make_view, poison
 from tests.reference import SIGNIFICANT_BITS
-from tests.scaled_cases import E8M0, FORMATS, FOUR_BITS, ONE, PAIR
+from tests.scaled_cases import E8M0, FORMATS, FOUR_BITS, ONE, PAIR, UNMIXED
 
 NAN_SCALE = {E8M0: 0xFF, torch.float8_e4m3fn: 0x7F}
 
@@ -182,7 +182,7 @@ MANY = (13,) * 40 + (0, 0) + (150,)
 
 def rows() -> Iterator[ScaledRaggedCase]:
     """cu_seqlens_m: every format, tiles of one CTA and of two, clusters, schedules, epilogues."""
-    formats = itertools.cycle(FORMATS)
+    formats = itertools.cycle(UNMIXED)
     full = {"c": "bf16", "bias": True, "alpha": 0.25, "beta": -2.0}
     configs = [ONE, PAIR, replace(PAIR, tile_n=256, is_dynamic_persistent=True), replace(ONE, tile_n=192, cluster_n=2)]
     for config in configs:
@@ -197,13 +197,15 @@ def rows() -> Iterator[ScaledRaggedCase]:
     yield ScaledRaggedCase("mxfp8 mixed", "m", (0, 0, 17), n=72, k=64)
     yield ScaledRaggedCase("nvfp4", "m", (0, 0, 0), n=72, k=64)
     yield ScaledRaggedCase("mxfp4", "m", SIZES, n=264, k=544, dynamic=True, **full)
+    yield ScaledRaggedCase("mxfp8 x mxfp4", "m", SIZES, n=136, k=640, nan_group=3, config=PAIR)
+    yield ScaledRaggedCase("mxfp4 x mxfp8", "m", SIZES, n=136, k=384, nan_group=0, config=replace(ONE, cluster_n=2))
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
         yield ScaledRaggedCase("nvfp4", "m", SIZES, n=136, k=1088, nan_group=3, splits=3, mode=mode, config=ONE)
 
 
 def sums() -> Iterator[ScaledRaggedCase]:
     """cu_seqlens_k: groups end after any instruction of a k tile, and are empty; the same tiles."""
-    formats = itertools.cycle(FORMATS)
+    formats = itertools.cycle(UNMIXED)
     full = {"c": "bf16", "bias": True, "alpha": 0.25, "beta": -2.0}
     sizes = {name: tuple(units * (32 if "fp8" in name else 64) for units in (5, 1, 0, 9, 4)) for name in FORMATS}
     configs = [ONE, PAIR, replace(PAIR, tile_n=256, is_dynamic_persistent=True), replace(ONE, tile_n=192, cluster_n=2)]
@@ -220,6 +222,7 @@ def sums() -> Iterator[ScaledRaggedCase]:
         "nvfp4", "k", sizes["nvfp4"], m=136, n=136, nan_group=0, out="fp32", order=order, config=PAIR
     )
     yield ScaledRaggedCase("mxfp4", "k", sizes["mxfp4"], m=264, n=136, dynamic=True, **full)
+    yield ScaledRaggedCase("mxfp8 x mxfp4", "k", (256, 128, 0, 384), m=136, n=136, nan_group=1, config=PAIR)
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
         yield ScaledRaggedCase(
             "mxfp8", "k", (160, 64, 0, 544), m=136, n=136, nan_group=3, splits=3, mode=mode, config=ONE

@@ -49,6 +49,7 @@ INPUTS: Mapping[str, Inputs] = {
     "e5m2 x e4m3": Inputs(Dtype.E5M2, Dtype.E4M3),
     "e4m3 precise": Inputs(Dtype.E4M3, Dtype.E4M3, precise=True),
     "mxfp8": Inputs(Dtype.E4M3, Dtype.E4M3, scaling=BlockScaling.MX),
+    "mxfp8 x mxfp4": Inputs(Dtype.E4M3, Dtype.WIDE_E2M1, scaling=BlockScaling.MX),
     "mxfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.MX),
     "nvfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.NV),
 }

@@ -79,7 +79,7 @@ def launch(form: Form, operands: Operands, options: tuple = ()) -> dict[str, tor
             elif isinstance(value, Tensor):
                 address = value.data_ptr()
                 addresses.append(address)
-                facts += (value.shape, value.stride(), value.dtype, value.get_device(), address & 15)
+                facts += (value.shape, value.stride(), value.dtype, value.get_device(), address & 31)
             else:
                 facts += (type(value), value if name in DECIDING and value in (0.0, 1.0) else None)
                 addresses.append(0)
@@ -116,7 +116,7 @@ def signature_of(tensor: object) -> object:
     """Everything about an optional operand that a plan depends on."""
     if not isinstance(tensor, torch.Tensor):
         return type(tensor)
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 15)
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 31)
 
 
 def scalar_kind(value: object) -> object:

@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import torch
 
 from .. import heuristics
+from ..block_scales import beside
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind
 from ..heuristics import split_k as split_heuristics
@@ -333,7 +334,10 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
 
     d = replace(like_out("out", request.out), is_halved=request.halves_out)
     c = None if request.used_c is None else like_out("C", request.used_c, is_output=False)
-    operands = OperandSpecs(replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling), d, c)
+    a, b = replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling)
+    if scaling is not None:
+        a, b = replace(a, dtype=beside(a.dtype, b.dtype)), replace(b, dtype=beside(b.dtype, a.dtype))
+    operands = OperandSpecs(a, b, d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
         "",

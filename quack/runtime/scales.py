@@ -5,9 +5,19 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 
-from ..block_scales import BLOCK_BYTES, BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, blocks_of, k_unit, ragged_blocks
-from ..gemm_config import TMA_ALIGN_BYTES, BlockScaling, Dtype
-from .operands import INPUT_DTYPE_OF_TORCH
+from ..block_scales import (
+    BLOCK_BYTES,
+    BLOCK_ROWS,
+    BLOCK_SCALES,
+    BLOCK_WORDS,
+    WIDE_ALIGN_BYTES,
+    WIDE_BOX,
+    blocks_of,
+    k_unit,
+    ragged_blocks,
+)
+from ..gemm_config import TMA_ALIGN_BYTES, BlockScaling
+from .operands import INPUT_DTYPE_OF_TORCH, extent_k
 from .spec import RAGGED_K, VARLEN_K, VARLEN_M, UnsupportedGemm
 
 Request = Any  # a `plan.GemmRequest`; plan imports this module
@@ -16,7 +26,7 @@ SCALING_OF_TORCH = {torch.float8_e8m0fnu: BlockScaling.MX, torch.float8_e4m3fn: 
 
 def elements_along_k(request: Request) -> int:
     """K, of all groups if it is ragged. A tensor of packed elements shows half."""
-    return request.B.shape[-2] * (2 if INPUT_DTYPE_OF_TORCH.get(request.B.dtype) is Dtype.E2M1 else 1)
+    return extent_k(request.B, -2)
 
 
 def average_k(request: Request) -> int:
@@ -45,15 +55,12 @@ def check_scales(request: Request) -> Optional[BlockScaling]:
     A_scale, B_scale = given.values()
     if A_scale.dtype != B_scale.dtype:
         raise ValueError(f"A_scale has dtype {A_scale.dtype} and B_scale has {B_scale.dtype}: pass both in one dtype")
-    if (request.A.dtype is torch.float4_e2m1fn_x2) != (request.B.dtype is torch.float4_e2m1fn_x2):
-        raise UnsupportedGemm(
-            f"A is {request.A.dtype} and B is {request.B.dtype}: no kernel multiplies block-scaled fp4 by fp8",
-            "both of fp4, or both of fp8",
-        )
     scaling, k = SCALING_OF_TORCH[A_scale.dtype], elements_along_k(request)
-    unit, why = scaling.block, f"the elements of one {A_scale.dtype} scale"
-    if request.adapter in RAGGED_K:
-        unit = k_unit(INPUT_DTYPE_OF_TORCH[request.A.dtype], scaling)
+    unit, why = _k_unit(request, scaling), f"the elements of one {A_scale.dtype} scale"
+    if unit == WIDE_BOX:
+        why = "what TMA loads of fp4 beside fp8" + (", as every group is" if request.adapter in RAGGED_K else "")
+        _check_wide(request)
+    elif request.adapter in RAGGED_K:
         why = "as every group is: one scale, and one instruction, is of one group"
     if k == 0 or k % unit:
         raise ValueError(f"K = {k} is not a positive multiple of {unit}, {why}")
@@ -69,6 +76,23 @@ def check_scales(request: Request) -> Optional[BlockScaling]:
         if not scale.is_contiguous() or scale.data_ptr() % TMA_ALIGN_BYTES:
             raise ValueError(f"{name}_scale is not contiguous or not 16-byte aligned: pass {name}_scale.clone()")
     return scaling
+
+
+def _k_unit(request: Request, scaling: BlockScaling) -> int:
+    a, b = (INPUT_DTYPE_OF_TORCH[tensor.dtype] for tensor in (request.A, request.B))
+    return k_unit(a, b, scaling, request.adapter in RAGGED_K)
+
+
+def _check_wide(request: Request) -> None:
+    """Alignment of an fp4 operand whose other one is fp8."""
+    for name, tensor in (("A", request.A), ("B", request.B)):
+        if tensor.dtype is torch.float4_e2m1fn_x2:
+            steps = [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1 and stride != 1]
+            if tensor.data_ptr() % WIDE_ALIGN_BYTES or any(step % WIDE_ALIGN_BYTES for step in steps):
+                raise ValueError(
+                    f"{name} is fp4 beside fp8, at address {tensor.data_ptr():#x} with strides {tensor.stride()}: TMA needs multiples "
+                    f"of {WIDE_ALIGN_BYTES} bytes; pass a contiguous copy"
+                )
 
 
 def _blocks(request: Request, scaling: BlockScaling, k: int) -> list[tuple[int, Sequence[int], Sequence[int]]]:
@@ -100,7 +124,7 @@ def check_scale_offsets(request: Request) -> None:
         if given < needed:
             raise ValueError(f"A_scale has {given} row blocks, and the groups of cu_seqlens_m have {needed}")
         return
-    unit, sizes = k_unit(INPUT_DTYPE_OF_TORCH[request.A.dtype], scaling), request.cu_seqlens_k.diff().tolist()
+    unit, sizes = _k_unit(request, scaling), request.cu_seqlens_k.diff().tolist()
     for group, size in enumerate(sizes):
         if size % unit:
             raise ValueError(f"group {group} of cu_seqlens_k has K = {size}, which is not a multiple of {unit}")
@@ -132,8 +156,7 @@ class Scales(NamedTuple):
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
         """A, B and the arguments, scales first, in dtypes that the kernel takes: packed elements as bytes, scales as words."""
         assert arguments is not None
-        if A.dtype is torch.float4_e2m1fn_x2:
-            A, B = A.view(torch.uint8), B.view(torch.uint8)
+        A, B = (t.view(torch.uint8) if t.dtype is torch.float4_e2m1fn_x2 else t for t in (A, B))
         first, second = (self.words(scale, *view) for scale, view in zip(arguments[:2], self.views))
         return A, B, (*((second, first) if swapped else (first, second)), *arguments[2:])
 

@@ -9,8 +9,11 @@ same scales, both of a pair among them, load a share each for all; they wait for
 | format | kind of MMA | scale | k of an MMA | scales of it and row | blocks of a k tile of 128 bytes and 128 rows |
 |---|---|---|---|---|---|
 | mxfp8 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
+| mxfp8 x mxfp4 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
 | mxfp4 | mxf4 | e8m0 for 32 | 64 | 2 | 2 |
 | nvfp4 | mxf4nvf4 | e4m3 for 16 | 64 | 4 | 4 |
+
+fp4 beside fp8 is multiplied as bytes would be: TMA spreads 16 elements, 8 bytes, over 16 bytes of shared memory, and counts 8.
 
 A block has 128 rows, so where tile_n is an odd multiple of 64, every other tile's columns begin in the middle of a block: its MMAs
 find their scales two columns further on. tile_n is a multiple of 64, lest a tile of at most 128 columns need two blocks.

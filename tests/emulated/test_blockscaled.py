@@ -10,7 +10,7 @@ from quack.activation import GatedActivation
 from quack.activation_ref import reference
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
-from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, splits, tiles
+from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, mixed, splits, tiles
 from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, rows, sums
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
@@ -36,6 +36,12 @@ def test_tiles(case: ScaledCase):
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", list(calls()), ids=str)
 def test_calls(case: ScaledCase):
+    run_and_verify(case)
+
+
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("case", list(mixed()), ids=str)
+def test_fp4_beside_fp8(case: ScaledCase):
     run_and_verify(case)
 
 

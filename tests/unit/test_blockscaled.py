@@ -60,6 +60,24 @@ def test_blocks_are_undone(shape: tuple[int, ...]):
     assert torch.equal(again.view(torch.uint8), plain.view(torch.uint8))
 
 
+def mixed_call(A: torch.Tensor, dtype: torch.dtype = E8M0) -> None:
+    """A (32, 128) of fp4, B (128, 16) of fp8."""
+    count = 128 // (32 if dtype is E8M0 else 16)
+    A_scale, B_scale = (quack.blocked_scales(scales(rows, count, dtype=dtype)) for rows in (32, 16))
+    with quack.emulator.use("sm100", checks=()):
+        quack.gemm_blockscaled(A, torch.zeros(16, 128).to(E4M3).mT, A_scale, B_scale)
+
+
+def test_fp4_beside_fp8_is_aligned_and_has_mx_scales():
+    memory = torch.zeros(33 * 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="A is fp4 beside fp8, at address .*: TMA needs multiples of 32 bytes"):
+        mixed_call(memory[16 : 16 + 32 * 64].view(32, 64).view(FP4))
+    with pytest.raises(ValueError, match="with strides .80, 1.: TMA needs multiples of 32 bytes"):
+        mixed_call(torch.zeros(32, 80, dtype=torch.uint8)[:, :64].view(FP4))
+    with pytest.raises(UnsupportedGemm, match="A of fp4_e2m1 beside fp8 and B of fp8_e4m3 with fp8_e4m3 scales for 16"):
+        mixed_call(memory[: 32 * 64].view(32, 64).view(FP4), E4M3)
+
+
 def bytes_of_groups(plain: torch.Tensor, offsets: list[int], dim: int) -> torch.Tensor:
     """The blocks of each group by itself, one group behind the other: what `torch._scaled_grouped_mm` takes."""
     parts = [plain.view(torch.uint8).narrow(dim, i, j - i) for i, j in zip(offsets, offsets[1:])]
@@ -163,8 +181,8 @@ def packed(rows: int, k: int) -> torch.Tensor:
         ({"B_scale": scales(2, 512)}, ValueError, "B_scale has 1024 elements, expected 1 x 1 x 1 blocks"),
         ({"A_scale": scales(512, 2)[:, 0]}, ValueError, "A_scale is not contiguous"),
         ({"B_scale": scales(513)[1:]}, ValueError, "B_scale is not contiguous or not 16-byte aligned"),
-        ({"A": packed(32, 64)}, ValueError, "do not multiply"),
-        ({"A": packed(32, 128)}, UnsupportedGemm, "no kernel multiplies block-scaled fp4 by fp8"),
+        ({"A": packed(32, 128)}, ValueError, "do not multiply: A has K = 128, B has K = 64"),
+        ({"A": packed(32, 64)}, ValueError, "K = 64 is not a positive multiple of 128, what TMA loads of fp4 beside fp8"),
         ({"A": torch.zeros(32, 64).bfloat16()}, UnsupportedGemm, "fp8_e4m3 and B|A of bf16 and B of fp8_e4m3"),
         ({"A": torch.zeros(64, 32).to(E4M3).mT}, UnsupportedGemm, "A is not K-major"),
         ({"A": torch.zeros(32, 48).to(E4M3), "B": torch.zeros(16, 48).to(E4M3).mT}, ValueError, "K = 48 is not a positive multiple"),
