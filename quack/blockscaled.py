@@ -74,6 +74,8 @@ def gemm_blockscaled(
     B_scale are `blocked_scales(scales, cu_seqlens_k=cu_seqlens_k)`, the layout of `torch._scaled_grouped_mm`. The K of every group is
     a multiple of 32 (fp8), 64 (fp4) or 128 (one of each): an instruction and a scale belong to one group. QUACK_DEBUG=1 checks
     that; otherwise a group of another size is added up wrong.
+    A_idx (total_m,) int32, with cu_seqlens_m: as in `gemm`; A_scale is `blocked_scales(scales of A)` then, one row for each row of A,
+    wherever it is picked.
     batch_idx_permute: as in `gemm`.
     C, out (M, N) or (L, M, N), bias (N,) or (L, N), alpha, beta, dynamic_scheduler, split_k, split_k_mode, epilogue, commit: as
     in `gemm_add` and `gemm`. config: run exactly this one. Errors as of `gemm`; `UnsupportedGemm` on GPUs without such an

@@ -27,7 +27,8 @@ class ScaledRaggedCase:
     """sizes: rows (ragged "m") or k (ragged "k") of each group; m, n, k: the extents that all groups share.
 
     nan_group: index of the group whose scales of A are NaN. exact: A_scale has the blocks of these groups and no more.
-    order: a permutation of the groups, as `batch_idx_permute`.
+    order: a permutation of the groups, as `batch_idx_permute`. pool: groups pick their rows by index, of so many and one whose scales
+    are NaN, which nan_group picks for all of its own.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ScaledRaggedCase:
     nan_group: Optional[int] = None
     exact: bool = False
     order: Optional[tuple[int, ...]] = None
+    pool: Optional[int] = None
     splits: Optional[int] = 1
     mode: SplitKMode = SplitKMode.SERIAL
     dynamic: bool = False
@@ -74,22 +76,31 @@ class ScaledRaggedOperands:
         self.offsets = torch.tensor(case.offsets, dtype=torch.int32, device=device)
         self.order = None if case.order is None else torch.tensor(case.order, dtype=torch.int32, device=device)
         if case.ragged == "m":
-            a_shape, b_shape, d_shape = (total, case.k), (groups, case.n, case.k), (total, case.n)
+            lines = total if case.pool is None else case.pool + 1
+            a_shape, b_shape, d_shape = (lines, case.k), (groups, case.n, case.k), (total, case.n)
         else:
             a_shape, b_shape, d_shape = (case.m, total), (case.n, total), (groups, case.m, case.n)
         self.A, a_values, a_factors, a_scales = self.operand(a, a_shape)
         self.B, b_values, b_factors, b_scales = self.operand(b, b_shape)
         self.B = self.B.mT
-        if case.nan_group is not None:
+        self.indices = None
+        if case.pool is not None:
+            self.indices = torch.randint(0, case.pool, (total,), generator=self.generator, device=device).int()
+            a_scales[case.pool :].fill_(NAN_SCALE[self.scale_dtype])
+            if case.nan_group is not None:
+                self.indices[slice(*case.offsets[case.nan_group : case.nan_group + 2])] = case.pool
+        elif case.nan_group is not None:
             _, _, _, block = FORMATS[case.name]
             unit = 1 if case.ragged == "m" else block
             first, last = (offset // unit for offset in case.offsets[case.nan_group : case.nan_group + 2])
             where = a_scales[first:last] if case.ragged == "m" else a_scales[:, first:last]
             where.fill_(NAN_SCALE[self.scale_dtype])
         ragged = {f"cu_seqlens_{case.ragged}": self.offsets}
-        self.A_scale = self.blocks(a_scales, **ragged)
+        self.A_scale = self.blocks(a_scales, **(ragged if case.pool is None else {}))
         self.B_scale = self.blocks(b_scales, **(ragged if case.ragged == "k" else {}))
         self.a, self.b = a_values * a_factors, b_values * b_factors
+        if self.indices is not None:
+            self.a = self.a[self.indices.long()]
         self.out = make_view(
             d_shape if len(d_shape) == 3 else (None, *d_shape), DTYPES[case.out], 2, "padded", "outer", device
         )
@@ -143,7 +154,7 @@ class ScaledRaggedOperands:
         quack.gemm_blockscaled(
             self.A, self.B, self.A_scale, self.B_scale, self.out.tensor, alpha=case.alpha, C=self.C, beta=case.beta,
             bias=self.bias, config=case.config, dynamic_scheduler=case.dynamic, split_k=case.splits, split_k_mode=case.mode,
-            batch_idx_permute=self.order, **{f"cu_seqlens_{case.ragged}": self.offsets}, **options,
+            batch_idx_permute=self.order, A_idx=self.indices, **{f"cu_seqlens_{case.ragged}": self.offsets}, **options,
         )  # fmt: skip
 
     def group(self, g: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -177,7 +188,7 @@ class ScaledRaggedOperands:
 
 
 SIZES = (100, 37, 0, 260, 5)
-MANY = (13,) * 40 + (0, 0) + (150,)
+MANY = (13,) * 15 + (0,) * 18 + (3, 150)
 
 
 def rows() -> Iterator[ScaledRaggedCase]:
@@ -188,7 +199,7 @@ def rows() -> Iterator[ScaledRaggedCase]:
     for config in configs:
         for _ in range(2):
             yield ScaledRaggedCase(next(formats), "m", SIZES, n=200, k=544, nan_group=3, config=config)
-    yield ScaledRaggedCase("nvfp4", "m", MANY, n=72, k=1056, nan_group=7, config=replace(ONE, cluster_m=2))
+    yield ScaledRaggedCase("nvfp4", "m", MANY, n=72, k=544, nan_group=7, config=replace(ONE, cluster_m=2))
     yield ScaledRaggedCase("mxfp8", "m", MANY, n=72, k=288, nan_group=0, config=PAIR, exact=True)
     yield ScaledRaggedCase("mxfp4", "m", SIZES, n=136, k=96, nan_group=1, config=ONE, exact=True, **full)
     yield ScaledRaggedCase(
@@ -200,7 +211,7 @@ def rows() -> Iterator[ScaledRaggedCase]:
     yield ScaledRaggedCase("mxfp8 x mxfp4", "m", SIZES, n=136, k=640, nan_group=3, config=PAIR)
     yield ScaledRaggedCase("mxfp4 x mxfp8", "m", SIZES, n=136, k=384, nan_group=0, config=replace(ONE, cluster_n=2))
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
-        yield ScaledRaggedCase("nvfp4", "m", SIZES, n=136, k=1088, nan_group=3, splits=3, mode=mode, config=ONE)
+        yield ScaledRaggedCase("nvfp4", "m", SIZES, n=136, k=800, nan_group=3, splits=3, mode=mode, config=ONE)
 
 
 def sums() -> Iterator[ScaledRaggedCase]:
@@ -214,8 +225,12 @@ def sums() -> Iterator[ScaledRaggedCase]:
         for _ in range(2 if i < 4 else 1):
             name = next(formats)
             yield ScaledRaggedCase(name, "k", sizes[name], m=200, n=264, nan_group=(1, 3)[i % 2], config=config)
-    yield ScaledRaggedCase("nvfp4", "k", (64,) * 37, m=72, n=72, nan_group=7, config=ONE, exact=True)
-    yield ScaledRaggedCase("mxfp8", "k", (32,) * 37, m=136, n=72, nan_group=0, config=PAIR, exact=True)
+    yield ScaledRaggedCase(
+        "nvfp4", "k", (64,) * 11 + (0,) * 22 + (64, 128), m=72, n=72, nan_group=7, config=ONE, exact=True
+    )
+    yield ScaledRaggedCase(
+        "mxfp8", "k", (32,) * 11 + (0,) * 22 + (32, 96), m=136, n=72, nan_group=0, config=PAIR, exact=True
+    )
     yield ScaledRaggedCase("mxfp4", "k", sizes["mxfp4"], m=136, n=136, nan_group=1, config=ONE, exact=True, **full)
     order = (3, 0, 4, 1, 2)
     yield ScaledRaggedCase(
@@ -225,5 +240,28 @@ def sums() -> Iterator[ScaledRaggedCase]:
     yield ScaledRaggedCase("mxfp8 x mxfp4", "k", (256, 128, 0, 384), m=136, n=136, nan_group=1, config=PAIR)
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
         yield ScaledRaggedCase(
-            "mxfp8", "k", (160, 64, 0, 544), m=136, n=136, nan_group=3, splits=3, mode=mode, config=ONE
+            "mxfp8", "k", (160, 64, 0, 352), m=136, n=136, nan_group=3, splits=3, mode=mode, config=ONE
+        )
+
+
+def gathers() -> Iterator[ScaledRaggedCase]:
+    """A_idx with cu_seqlens_m: rows of other tokens' blocks, tails of rows and of K, tiles of one CTA and of two."""
+    full = {"c": "bf16", "bias": True, "alpha": 0.25, "beta": -2.0}
+    one, pair = (replace(config, use_tma_gather=True) for config in (ONE, PAIR))
+    configs = [one, pair, replace(pair, tile_n=256, is_dynamic_persistent=True), replace(one, tile_n=192, cluster_m=2)]
+    for i, name in enumerate(UNMIXED):
+        for config in (configs[i], configs[i - 2]):
+            yield ScaledRaggedCase(name, "m", SIZES, n=200, k=544, nan_group=3, pool=300, config=config)
+    yield ScaledRaggedCase("nvfp4", "m", MANY, n=72, k=544, nan_group=7, pool=1, config=replace(one, cluster_m=2))
+    yield ScaledRaggedCase("mxfp8", "m", MANY, n=72, k=288, nan_group=0, pool=130, config=pair)
+    yield ScaledRaggedCase("nvfp4", "m", SIZES, n=136, k=272, pool=5, **full)
+    yield ScaledRaggedCase("mxfp8 x mxfp4", "m", SIZES, n=136, k=640, nan_group=1, pool=70, config=one)
+    yield ScaledRaggedCase("mxfp4", "m", (0, 0, 0), n=72, k=64, pool=5)
+    order = (3, 0, 4, 1, 2)
+    yield ScaledRaggedCase(
+        "mxfp4", "m", SIZES, n=136, k=544, nan_group=4, out="fp32", order=order, pool=70, config=pair
+    )
+    for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
+        yield ScaledRaggedCase(
+            "mxfp8", "m", SIZES, n=136, k=544, nan_group=3, pool=300, splits=3, mode=mode, config=one
         )

@@ -103,7 +103,7 @@ def _blocks(request: Request, scaling: BlockScaling, k: int) -> list[tuple[int, 
         rows, blocks = range(row_blocks, row_blocks + 1), range(k_blocks, k_blocks + 1)
         if request.adapter == VARLEN_M and name == "A":
             rows = ragged_blocks(extent, request.B.shape[0], BLOCK_ROWS)
-        if request.adapter == VARLEN_K:
+        if request.adapter in RAGGED_K:
             blocks = ragged_blocks(k, request.out.shape[0], BLOCK_SCALES * scaling.block)
         found.append((tensor.shape[0] if tensor.dim() == 3 else 1, rows, blocks))
     return found

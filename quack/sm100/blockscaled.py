@@ -6,6 +6,9 @@ tcgen05.mma of one thread are executed in the order of issue, so nothing waits, 
 CTA has the scales of its own rows of A and of all columns of B; one tcgen05.cp copies in both. The CTAs of a cluster that need the
 same scales, both of a pair among them, load a share each for all; they wait for each other's MMA warps as A and B make them anyway.
 
+Where rows of A are picked by index, a warp copies their scales (`scale_gather`). Where K is ragged, the MMAs of a group's last k tile
+end with the group: what K-major loads bring from behind it, elements and scales, is not multiplied.
+
 | format | kind of MMA | scale | k of an MMA | scales of it and row | blocks of a k tile of 128 bytes and 128 rows |
 |---|---|---|---|---|---|
 | mxfp8 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
@@ -34,13 +37,14 @@ from cutlass.utils import sm100 as sm100_utils
 
 from ..block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, MMA_K_BYTES, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
-from ..execution.cta import CtaContext, SmemTensors
+from ..execution.cta import GATHER_WARP, CtaContext, SmemTensors
 from ..execution.transport import partition_load
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
 from .gemm import CTA_M, GemmSm100, major_mode
 from .resources import SCALE_BLOCK_COLUMNS
+from .scale_gather import ScaleGatherRole
 
 SMEM_ALIGN = 128  # bytes, of what TMA writes without a swizzle
 
@@ -64,7 +68,7 @@ class ScaledFragments(NamedTuple):
     k: Optional[Int32]  # of the work, from its first k tile on, if there are others' behind
 
 
-class BlockScaledGemmSm100(GemmSm100):
+class BlockScaledGemmSm100(ScaleGatherRole, GemmSm100):
     """The main loop with scales; everything else is `GemmSm100`'s."""
 
     def __init__(self, *args, **kwargs):
@@ -86,11 +90,16 @@ class BlockScaledGemmSm100(GemmSm100):
 
     def make_scales(self, a_scales: cute.Tensor, b_scales: cute.Tensor) -> tuple[TmaOperand, TmaOperand]:
         operands = []
-        for tensor, box, ctas in zip((a_scales, b_scales), self.scale_boxes, self.scale_sharers):
+        for which, tensor in ((Operand.A, a_scales), (Operand.B, b_scales)):
+            i = which is Operand.B
+            box, ctas = self.scale_boxes[i], self.scale_sharers[i]
             batch, rows, words = tensor.layout.shape
             batch_stride, row_stride, _ = tensor.layout.stride
             layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
             modes = cute.make_tensor(tensor.iterator, layout)
+            if self.gathers_a and which is Operand.A:
+                operands.append(TmaOperand(None, modes))
+                continue
             part = self.loaded_box(box)
             stage = cute.make_layout(part, stride=(part[1], 1))
             atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, part, num_multicast=ctas)
@@ -109,8 +118,24 @@ class BlockScaledGemmSm100(GemmSm100):
 
     @property
     def stage_bytes(self) -> int:
-        scales = sum(rows * words for rows, words in self.scale_boxes) * WORD_BYTES
+        by_tma = self.scale_boxes[1:] if self.gathers_a else self.scale_boxes
+        scales = sum(rows * words for rows, words in by_tma) * WORD_BYTES
         return super().stage_bytes + self.mma_ctas * scales
+
+    @property
+    def copying_warps(self) -> int:
+        return super().copying_warps + (self.mma_ctas if self.gathers_a else 0)
+
+    @property
+    def reading_warps(self) -> int:
+        return super().reading_warps + (1 if self.gathers_a and self.multiplies else 0)
+
+    @cute.jit
+    def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
+        GemmSm100.produce(self, cta, counter)
+        if cutlass.const_expr(self.gathers_a and self.multiplies):
+            if cute.arch.make_warp_uniform(cute.arch.warp_idx()) == GATHER_WARP:
+                self.gather_scales(cta)
 
     def allocate_smem(self, allocator) -> SmemTensors:
         tensors = super().allocate_smem(allocator)
@@ -126,6 +151,8 @@ class BlockScaledGemmSm100(GemmSm100):
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
+            if cutlass.const_expr(self.gathers_a and which is Operand.A):
+                continue
             (atom, tensor), (rows, words) = cta.operands.scales[i], self.scale_boxes[i]
             box = self.loaded_box(self.scale_boxes[i])
             for first in range(0, rows, box[0]):

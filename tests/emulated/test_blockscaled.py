@@ -11,7 +11,7 @@ from quack.activation_ref import reference
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
 from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, mixed, splits, tiles
-from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, rows, sums
+from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, gathers, rows, sums
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
 
@@ -71,11 +71,18 @@ def test_ragged_sums(case: ScaledRaggedCase):
     run_ragged(case)
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("kind", ["rows", "sums"])
+@pytest.mark.one_in(6)
+@pytest.mark.parametrize("case", list(gathers()), ids=str)
+def test_picked_rows(case: ScaledRaggedCase):
+    run_ragged(case)
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("kind", ["rows", "sums", "gathers"])
 def test_random_schedules_of_ragged_problems_give_the_same_bits(kind: str):
-    if kind == "rows":
-        case = ScaledRaggedCase("nvfp4", "m", (100, 0, 150, 5), n=136, k=544, config=PAIR, c="bf16")
+    if kind != "sums":
+        config, pool = (PAIR, None) if kind == "rows" else (replace(PAIR, use_tma_gather=True), 140)
+        case = ScaledRaggedCase("nvfp4", "m", (100, 0, 150, 5), n=136, k=544, config=config, c="bf16", pool=pool)
     else:
         case = ScaledRaggedCase("mxfp4", "k", (192, 0, 64, 320), m=136, n=136, config=PAIR, c="bf16")
     results = [run_ragged(case, schedule) for schedule in ("eager", "latest", "random:0", "random:1")]

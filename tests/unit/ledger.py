@@ -45,6 +45,8 @@ SCALED_TOO = (
     {"adapter": "varlen M", "epilogue": "gated, preact"},
     {"adapter": "varlen M", "commit": "split-K serial", "epilogue": "alpha, beta * C"},
     {"adapter": "varlen K", "commit": "split-K serial"},
+    {"adapter": "gathered M"},
+    {"adapter": "gathered M", "epilogue": "gated, preact"},
 )
 STREAMED = (
     "rms",

@@ -11,13 +11,23 @@ from quack import heuristics
 from quack.arch import ARCHES
 from quack.block_scales import BLOCK_BYTES, blocks_of, ragged_blocks, scale_blocks
 from quack.blockscaled import rescaled
-from quack.capabilities.axes import INPUTS, base_spec
+from quack.capabilities.axes import ADAPTERS, INPUTS, base_spec
 from quack.capabilities.matrix import USUAL
 from quack.gemm_config import BlockScaling, Dtype, GemmConfig, Major
 from quack.heuristics.model import hides_drain, tuning_of, with_tile
 from quack.runtime.budget import budget_of
 from quack.runtime.legality import legality
-from quack.runtime.spec import GATHER_M, STREAM_COMBINE, GemmShape, GemmSpec, UnsupportedGemm
+from quack.runtime.spec import (
+    GATHER_K,
+    GATHER_M,
+    GROUPED,
+    STREAM_COMBINE,
+    VARLEN_K,
+    VARLEN_M,
+    GemmShape,
+    GemmSpec,
+    UnsupportedGemm,
+)
 
 E8M0, E4M3, FP4 = torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float4_e2m1fn_x2
 SCALED = [name for name, inputs in INPUTS.items() if inputs.scaling is not None]
@@ -245,6 +255,16 @@ def sum_call(sizes: tuple[int, ...] = (96, 32, 64), **changes) -> None:
         quack.gemm_blockscaled(**(operands | changes))
 
 
+def test_picking_k_or_copying_rows_is_refused():
+    indices = torch.zeros(192, dtype=torch.int32)
+    with pytest.raises(UnsupportedGemm, match="A_idx picks single k .* instead: A = A.:, A_idx., scaled after that"):
+        sum_call(A_idx=indices)
+    with pytest.raises(UnsupportedGemm, match="loaded by TMA only; instead: use_tma_gather=True"):
+        ragged_call(
+            A_scale=quack.blocked_scales(scales(300, 2)), A_idx=torch.zeros(300, dtype=torch.int32), config=CONFIG
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -316,7 +336,9 @@ def test_what_has_no_kernel():
     a, b, d, _ = spec.operands
     refused = {
         "K-major": replace(spec, operands=spec.operands._replace(b=replace(b, major=Major.OUTER))),
-        "A_idx with cu_seqlens_m": replace(spec, adapter=GATHER_M),
+        "loaded by TMA only": replace(spec, adapter=GATHER_M),
+        "A_idx picks single k": replace(spec, adapter=GATHER_K),
+        "table of grouped problems": replace(spec, adapter=GROUPED),
         "scales for 16 elements": replace(
             spec, operands=spec.operands._replace(a=replace(a, dtype=Dtype.E4M3), b=replace(b, dtype=Dtype.E4M3))
         ),
@@ -326,6 +348,23 @@ def test_what_has_no_kernel():
         verdict = legality(changed)
         assert reason in str(verdict.reason) and verdict.alternative, (reason, verdict)
     assert legality(replace(spec, combine=STREAM_COMBINE)).ok
+    wide = spec_of("mxfp8 x mxfp4", config=replace(CONFIG, use_tma_gather=True))
+    assert legality(wide).ok and legality(replace(wide, adapter=GATHER_M)).ok
+    swapped = wide.operands._replace(
+        a=replace(wide.operands.a, dtype=Dtype.WIDE_E2M1), b=replace(wide.operands.b, dtype=Dtype.E4M3)
+    )
+    assert legality(replace(wide, operands=swapped)).ok
+    assert "spread out fp4" in str(legality(replace(wide, operands=swapped, adapter=GATHER_M)).reason)
+
+
+@pytest.mark.parametrize("inputs", SCALED)
+@pytest.mark.parametrize("adapter", [VARLEN_M, VARLEN_K, GATHER_M], ids=str)
+@pytest.mark.parametrize("shape", [(8192, 4096, 4096), (16, 8192, 4096), (300, 72, 544)], ids=str)
+def test_choices_for_ragged_problems_are_legal(inputs: str, adapter: str, shape: tuple[int, int, int]):
+    cell = next(name for name, known in ADAPTERS.items() if known == adapter)
+    base = base_spec(USUAL._replace(arch="sm_100a", inputs=inputs, adapter=cell))
+    is_m = adapter != VARLEN_K
+    assert legality(heuristics.choose(base, GemmShape(*shape, 8, is_ragged_m=is_m), 148)).ok
 
 
 @pytest.mark.parametrize("inputs", SCALED)
