@@ -122,8 +122,8 @@ def test_gated(stores_preact: bool):
         torch.testing.assert_close(preact.double(), t.exact, rtol=1e-5, atol=1e-5 * t.size.max().item())
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_torch_compile(in_place: bool):
+@pytest.mark.parametrize(("in_place", "alpha"), [(False, 0.5), (True, torch.tensor([0.5]))])
+def test_torch_compile(in_place: bool, alpha):
     """Calls are ops of one graph; what an op writes in place is the tensor that was passed."""
     t = ScaledOperands(
         ScaledCase("nvfp4", 136, 208, 256, bias="bf16", c="fp32", out="fp32", alpha=0.5, beta=2.0), "cpu"
@@ -140,16 +140,15 @@ def test_torch_compile(in_place: bool):
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for alpha in (0.5, torch.tensor([0.5])):
-        C = t.C.clone()
-        with emulated(checks=()):
-            out, preact, postact = compiled(t.A, t.B, t.A_scale, t.B_scale, C, t.bias, alpha)
-        size = t.size.max().item()
-        torch.testing.assert_close(out.double(), t.exact, rtol=1e-5, atol=1e-5 * size)
-        assert (out.data_ptr() == C.data_ptr()) == in_place and torch.equal(C, t.C) != in_place
-        torch.testing.assert_close(preact.double(), product + t.bias.double(), rtol=1e-5, atol=1e-5 * size)
-        expected = reference(GatedActivation.SWIGLU)(preact.double()[:, 0::2], preact.double()[:, 1::2])
-        torch.testing.assert_close(postact.double(), expected, rtol=1e-4, atol=1e-4 * size)
+    C = t.C.clone()
+    with emulated(checks=()):
+        out, preact, postact = compiled(t.A, t.B, t.A_scale, t.B_scale, C, t.bias, alpha)
+    size = t.size.max().item()
+    torch.testing.assert_close(out.double(), t.exact, rtol=1e-5, atol=1e-5 * size)
+    assert (out.data_ptr() == C.data_ptr()) == in_place and torch.equal(C, t.C) != in_place
+    torch.testing.assert_close(preact.double(), product + t.bias.double(), rtol=1e-5, atol=1e-5 * size)
+    expected = reference(GatedActivation.SWIGLU)(preact.double()[:, 0::2], preact.double()[:, 1::2])
+    torch.testing.assert_close(postact.double(), expected, rtol=1e-4, atol=1e-4 * size)
 
 
 def test_a_pinned_configuration_leaves_the_graph():
@@ -162,6 +161,38 @@ def test_a_pinned_configuration_leaves_the_graph():
     with emulated(checks=()):
         out = torch.compile(step, backend="eager")(t.A, t.B, t.A_scale, t.B_scale)
     torch.testing.assert_close(out.double(), t.exact + 1, rtol=1e-5, atol=1e-5 * t.size.max().item())
+
+
+def other_functions(A, B, preact, weight, rstd, scales):
+    """The other functions that take scales; all outputs."""
+    wide = {"out_dtype": torch.float32, "postact_dtype": torch.float32}
+    dx, postact, sums = quack.gemm_dact(A, B, preact, "silu", colvec_reduce=True, **wide, **scales)
+    d, inverse = quack.gemm_rms(A, B, norm_weight=weight, out_dtype=torch.float32, **scales)
+    scaled = quack.gemm_norm_act(A, B, rstd, activation="relu_sq", postact_dtype=torch.float32, **scales)[1]
+    return dx, postact, sums, d, inverse, scaled
+
+
+def test_other_epilogues():
+    t = ScaledOperands(ScaledCase("mxfp8", 72, 72, 96), "cpu")
+    preact, weight, rstd = t.random(72, 72), t.random(72), t.random(72).abs()
+    scales = {"A_scale": t.A_scale, "B_scale": t.B_scale}
+    x = preact.double().requires_grad_()
+    values = torch.nn.functional.silu(x)
+    (dx,) = torch.autograd.grad(values, x, t.exact)
+    inverse = (t.exact.square().mean(-1) + 1e-6).rsqrt()
+    expected = [dx, values.detach(), (t.exact * values.detach()).sum(-1), t.exact * weight.double(), inverse]
+    expected.append((rstd.double().unsqueeze(-1) * t.exact).clamp(min=0).square())
+    torch._dynamo.reset()
+    with emulated(checks=()):
+        got = torch.compile(other_functions, fullgraph=True, backend="aot_eager")(
+            t.A, t.B, preact, weight, rstd, scales
+        )
+    with emulated():
+        out, rows, columns = quack.gemm_reduce(t.A, t.B, row="max", col="sum", out_dtype=torch.float32, **scales)
+        results = [*other_functions(t.A, t.B, preact, weight, rstd, scales), out, rows, columns]
+    assert all(torch.equal(first, second) for first, second in zip(got, results))
+    for result, exact in zip(results, [*expected, t.exact, t.exact.amax(-1), t.exact.sum(-2)], strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
 def test_user_epilogue():
