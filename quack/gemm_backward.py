@@ -10,7 +10,7 @@ import torch
 from .activation import GatedActivation
 from .gemm_config import GemmConfig
 from .gemm_interface import writes_only
-from .gemm_operands import AnyActivation, activation_of, output_of, preact_shape, product_shape
+from .gemm_operands import AnyActivation, activation_of, output_of, preact_shape, product_shape, with_scales
 from .gemm_port import PortKind
 from .runtime.call import Form, Operands, launch
 from .runtime.epilogue import Allocated, Port, Term
@@ -158,11 +158,14 @@ def _op(
     colvec_scale: Optional[torch.Tensor],
     cu_seqlens_m: Optional[torch.Tensor],
     A_idx: Optional[torch.Tensor],
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> None:
     operands = {
         "A": A, "B": B, "colvec_scale": colvec_scale, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx, "out": dx, "C": x,
         "postact_out": postact, "sums": sums,
     }  # fmt: skip
+    operands = with_scales(operands, A_scale, B_scale)
     _run(operands, Backward(activation_of(activation), postact is not None, sums is not None, dynamic=dynamic))
 
 

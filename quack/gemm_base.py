@@ -154,7 +154,7 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
     """
     if cutlass.const_expr(tensor is None):
         return None
-    if cutlass.const_expr(spec.dtype.bits < 8):
+    if cutlass.const_expr(spec.dtype.is_packed):
         tensor = unpacked(tensor, spec)
     first = spec.ndim - 2
     outer, inner = (first + 1, first) if spec.transposed else (first, first + 1)
@@ -168,8 +168,8 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
 
 @cute.jit
 def unpacked(tensor: cute.Tensor, spec: cutlass.Constexpr[Any]) -> cute.Tensor:
-    """A tensor of bytes, with several elements in each along the contiguous dimension, as a tensor of elements."""
-    count = 8 // spec.dtype.bits
+    """A tensor of bytes, with two elements in each along the contiguous dimension, as a tensor of elements."""
+    count = 2
     unit = spec.unit_stride_dim
     shape = [extent * count if d == unit else extent for d, extent in enumerate(tensor.shape)]
     stride = [1 if d == unit else step * count for d, step in enumerate(tensor.stride)]

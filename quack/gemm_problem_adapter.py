@@ -15,12 +15,14 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `k_tiles` | `k_range` | number of k tiles of the problem; 0 leaves the accumulator zero |
 | `k_range` | load and MMA roles, per work | those of them that the work adds up: all, but see `split_works` |
 | `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
+| `scales` | load roles, per work, if A and B are block-scaled | the rows of blocks of their scales from one on |
 | `gathered_lines` | load roles, per work, if `gathers_a` | which lines of A the problem consists of, instead of `operand(A)` |
 """
 
 import enum
 from typing import Any, ClassVar, NamedTuple, Optional, Union
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
@@ -81,6 +83,8 @@ class ProblemAdapter:
 
     has_short_tiles: ClassVar[bool] = False
     """Whether many tiles have half their rows or fewer, so that leaving those out is worth a second main loop."""
+    has_ragged_k: ClassVar[bool] = False
+    """Whether problems share out K among themselves: behind the last k of one there are another's, which K-major loads bring too."""
     arguments: ClassVar[dict[str, ArgumentKind]] = {}
     """What `make_params` takes besides the operands, by name and in this order."""
 
@@ -136,6 +140,23 @@ class ProblemAdapter:
     def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
         """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""
         raise NotImplementedError
+
+    @cute.jit
+    def scales(
+        self,
+        params,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+        block_k: cutlass.Constexpr[int],
+    ) -> cute.Tensor:
+        """Device, all lanes of a warp. (row blocks, words) of the scales of A or B from a row block of the problem on; where K is
+        ragged, of that row block only.
+
+        tensor: (row blocks, words, L), or the coordinates of that, see `block_scales`. block_k: elements of K of a block.
+        """
+        return cute.domain_offset((row_block, 0), self.operand(params, which, tensor, work))
 
     def gathered_lines(self, params, work: WorkDesc) -> GatheredLines:
         """Device. Only where `gathers_a`."""

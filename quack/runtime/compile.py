@@ -137,7 +137,7 @@ def _fake_operand(operand: OperandSpec) -> Any:
     from ..cute_dtype import CUTE_DTYPE
 
     # Smaller elements come as the bytes that hold them.
-    dtype, size = (cutlass.Uint8, 1) if operand.dtype.bits < 8 else (CUTE_DTYPE[operand.dtype], operand.dtype.bytes)
+    dtype, size = (cutlass.Uint8, 1) if operand.dtype.is_packed else (CUTE_DTYPE[operand.dtype], operand.dtype.bytes)
     divisibility = max(1, operand.align // size)
     strides: list[Any] = [cute.sym_int64(divisibility=divisibility) for _ in range(operand.ndim)]
     strides[operand.unit_stride_dim] = 1

@@ -123,7 +123,7 @@ def _adapter_refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
         return
     if config.swap_ab:
         yield Legality("a ragged dimension stays where it is: A and B cannot be swapped", "swap_ab=False")
-    if spec.adapter in RAGGED_K:
+    if spec.adapter in RAGGED_K and not operands.is_scaled:
         strided = (operands.a.dtype, operands.b.dtype)
         unstrided = arch.execution.k_major_only | arch.execution.k_major_b
         for dtype in (d for d in strided if d in unstrided & arch.execution.inputs):

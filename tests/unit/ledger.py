@@ -40,6 +40,13 @@ SCALED_TOO = (
     {"commit": "split-K serial"},
     {"commit": "split-K separate"},
     {"commit": "stream-K"},
+    {"adapter": "varlen M"},
+    {"adapter": "varlen K"},
+    {"adapter": "varlen M", "epilogue": "gated, preact"},
+    {"adapter": "varlen M", "commit": "split-K serial", "epilogue": "alpha, beta * C"},
+    {"adapter": "varlen K", "commit": "split-K serial"},
+    {"adapter": "gathered M"},
+    {"adapter": "gathered M", "epilogue": "gated, preact"},
 )
 STREAMED = (
     "rms",

@@ -75,6 +75,7 @@ LAYERS = {
     "quack.rms_final_reduce": 6,
     "quack.gemm_symmetry": 6,
     "quack.blockscaled": 6,
+    "quack.ragged_scales": 6,
     "quack.capabilities": 6,
     "quack.roofline": 6,
     "quack.linear": 6,
