@@ -118,7 +118,7 @@ def _request(operands: Operands, *options: Any) -> GemmRequest:
     )  # fmt: skip
 
 
-_FORM = Form(_request, _outputs, convert=as_words)
+BACKWARD = Form(_request, _outputs, convert=as_words)
 Gradients = tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
 
 
@@ -138,7 +138,7 @@ def launch_backward(
 
 
 def _run(operands: Operands, call: Backward) -> Gradients:
-    partials = launch(_FORM, operands, call)
+    partials = launch(BACKWARD, operands, call)
     sums = operands["sums"]
     if sums is not None:
         sum_rows(partials["colvec_reduce"], out=sums)

@@ -40,7 +40,6 @@ from .symmetric_rules import symmetric_refusals
 
 GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
-GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 ARCH_RULES = {
     "quack.sm90": sm90_refusals,
     "quack.sm100": sm100_refusals,
@@ -191,13 +190,6 @@ def _port_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.epilogue[-1].mixin} would come behind the gated activation, where only half of the columns are left",
             "the gated activation as the last mixin",
         )
-    if spec.adapter == GROUPED:
-        for kind in sorted(kinds - GROUPED_PORTS, key=lambda kind: kind.value):
-            yield Legality(f"a {kind.value} has no place in the table of grouped problems", "one call per problem")
-        if spec.operands.d.is_halved:
-            yield Legality(
-                "out of half the columns has no place in the table of grouped problems", "one call per problem"
-            )
     if PortKind.COL_PARTIALS in kinds and spec.adapter in RAGGED_M:
         yield Legality("column reductions would mix the rows of groups: cu_seqlens_m has none", "one call per group")
 
