@@ -33,6 +33,7 @@ _EXPORTS = {
         "gemm_grouped_dgated",
         "gemm_grouped_dgated_ref",
     ),
+    "quack.grouped_reduction": ("gemm_grouped_reduce", "gemm_grouped_reduce_ref"),
     "quack.gemm_activation": (
         "gemm_act",
         "gemm_act_out",

@@ -53,6 +53,8 @@ def check_words(name: str, tensor: torch.Tensor, function: GatedActivation) -> N
             f"{name} has dtype {tensor.dtype}: the gradient of {function.value} reads pairs of 16-bit numbers",
             f"{name}.bfloat16()",
         )
+    if tensor.numel() == 0:
+        return
     strides = [step for step, extent in zip(tensor.stride()[:-1], tensor.shape) if extent > 1]
     if tensor.stride(-1) != 1 or any(step % 2 for step in strides) or tensor.data_ptr() % 4:
         raise UnsupportedGemm(

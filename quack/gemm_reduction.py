@@ -84,7 +84,7 @@ def gemm_reduce(
         "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "cu_seqlens_m": cu_seqlens_m,
         "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
     }  # fmt: skip
-    partials = launch(_FORM, operands, (out_dtype, *reductions, dynamic_scheduler, config))
+    partials = launch(REDUCE, operands, (out_dtype, *reductions, dynamic_scheduler, config))
     results = [_total(partials.get(name), kind, dim) for name, kind, dim in zip(("row", "col"), reductions, (-1, -2))]
     return operands["out"], results[0], results[1]
 
@@ -111,4 +111,4 @@ def _request(
     return GemmRequest(**operands, config=config, dynamic=dynamic, epilogue=(*rows, *columns))
 
 
-_FORM = Form(_request, add_output)
+REDUCE = Form(_request, add_output)

@@ -18,6 +18,7 @@ from .gemm_interface import (
     rounding_term,
     writes_only,
 )
+from .gemm_operands import default_dtype
 from .gemm_port import PortKind
 from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
 from .runtime.grouped_plan import GroupedPlan, run_once
@@ -87,7 +88,10 @@ def gemm_grouped(
         "C_list": ("C", C_list),
         "bias_list": ("bias", bias_list),
     }
-    seed = rounding_seed(rounding_mode, sr_seed, out_list[0] if out_list else None)
+    seed = None
+    for i, A in enumerate(A_list if rounding_mode else ()):
+        out = A.new_empty(0, dtype=out_dtype or default_dtype(A)) if out_list is None else out_list[i]
+        seed = rounding_seed(rounding_mode, sr_seed, out)
     shared: dict[str, Any] = {"alpha": alpha, "beta": beta}
     options = (out_dtype, fast_accum, None, False, None, None, None)
     if epilogue is None:
@@ -139,7 +143,7 @@ def grouped_plan(
 ) -> GroupedPlan:
     """`of(A_list, B_list, *arguments, **options)` prepared for calls that repeat: a `GroupedPlan`. Launches nothing yet.
 
-    of: `gemm_grouped`, `gemm_grouped_act`, `gemm_grouped_gated`, `gemm_grouped_dact` or `gemm_grouped_dgated`.
+    of: `gemm_grouped`, `gemm_grouped_act`, `gemm_grouped_gated`, `gemm_grouped_dact`, `gemm_grouped_dgated` or `gemm_grouped_reduce`.
     """
     if of not in PLANNED:
         names = ", ".join(sorted(function.__name__ for function in PLANNED))
@@ -147,7 +151,7 @@ def grouped_plan(
     return of(A_list, B_list, *arguments, **options, _run=GroupedPlan)
 
 
-PLANNED = {gemm_grouped}  # what `grouped_plan` can prepare
+PLANNED: set[Callable[..., Any]] = {gemm_grouped}  # what `grouped_plan` can prepare
 
 
 # torch.compile sees one opaque op that mutates the outputs.

@@ -6,7 +6,7 @@ here. dynamic_scheduler, config, split_k and split_k_mode are as in `gemm_groupe
 calls that repeat.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -53,16 +53,11 @@ def gemm_grouped_act(
     A_i (M_i, K_i), B_i (K_i, N_i), C_i and preact_i (M_i, N_i), bias_i (N_i,), postact_i (M_i, N_i), or (M_i, N_i / 2) of a gated
     activation; any extent may be 0. `preact_out_list[i] is C_list[i]` works in place. store_preact=False does not write preact.
     """
+    function = activation_of(activation)
     if torch.compiler.is_compiling():
-        function, options = activation_of(activation), (out_dtype, postact_dtype)
-        preact, postact = _fresh_outputs(
-            function, A_list, B_list, options, preact_out_list, postact_out_list, store_preact
-        )
-        _act_op(
-            list(A_list), list(B_list), list(C_list or ()), list(bias_list or ()), preact, postact, function.value,
-            store_preact, dynamic_scheduler, split_k, split_k_mode.value,
-        )  # fmt: skip
-        return preact if store_preact else None, postact
+        dtypes = (out_dtype, postact_dtype)
+        call = (C_list, bias_list, function.value, dynamic_scheduler, split_k, split_k_mode.value)
+        return _compiled_act(A_list, B_list, preact_out_list, postact_out_list, store_preact, dtypes, call)
     if preact_out_list is not None and not store_preact:
         raise ValueError("preact_out_list is given and store_preact is False: pass one of them")
     given = {
@@ -78,7 +73,7 @@ def gemm_grouped_act(
         del given["preact_out_list"]
         given["postact_out_list"] = ("out", postact_out_list)
         shared["postact_out"] = None
-    form = Forward(activation_of(activation), store_preact, out_dtype, postact_dtype)
+    form = Forward(function, store_preact, out_dtype, postact_dtype)
     launch = LaunchOptions(config, dynamic_scheduler or None, split_k, split_k_mode)
     results = ("out", "postact_out") if store_preact else (None, "out")
     return _run(grouped_call(FORWARD, form, given, shared, launch, results, vectors=("bias_list",)))
@@ -125,32 +120,12 @@ def gemm_grouped_dact(
     colvec_scale_i (M_i,); the reductions are fp32 (M_i,), views of one tensor, and finished by one further launch for problems
     with about as many columns. dx_out_list[i] may be PreAct_list[i] (in place).
     """
+    function = activation_of(activation)
     if torch.compiler.is_compiling():
-        function = activation_of(activation)
-        dx, postact = [], []
-        for i, (a, b) in enumerate(zip(A_list, B_list)):
-            shape = (a.shape[0], b.shape[1])
-            if dx_out_list is None:
-                dx.append(a.new_empty(preact_shape(function, shape), dtype=out_dtype or default_dtype(a)))
-            else:
-                dx.append(dx_out_list[i])
-            if store_postact and postact_out_list is None:
-                postact.append(a.new_empty(shape, dtype=postact_dtype or default_dtype(a)))
-            elif store_postact:
-                postact.append(postact_out_list[i])
-        rows = [a.shape[0] for a in A_list]
-        sums = A_list[0].new_empty(sum(rows), dtype=torch.float32) if colvec_reduce and rows else None
-        inputs = [
-            x.clone() if dx_out_list is not None else x for x in PreAct_list
-        ]  # an op must not mutate what it reads
-        _dact_op(
-            list(A_list), list(B_list), inputs, dx, postact, list(colvec_scale_list or ()), sums, function.value,
-            dynamic_scheduler, split_k, split_k_mode.value,
-        )  # fmt: skip
-        results = (dx, postact if store_postact else None)
-        if not colvec_reduce:
-            return results
-        return *results, [] if sums is None else list(sums.split(rows))
+        postacts = postact_out_list if store_postact else ()
+        dtypes = (out_dtype, postact_dtype)
+        call = (colvec_scale_list, function, dynamic_scheduler, split_k, split_k_mode.value)
+        return _compiled_dact(A_list, B_list, PreAct_list, dx_out_list, postacts, colvec_reduce, dtypes, call)
     if postact_out_list is not None and not store_postact:
         raise ValueError("postact_out_list is given and store_postact is False: pass one of them")
     if PreAct_list is None:
@@ -165,7 +140,7 @@ def gemm_grouped_dact(
     }
     # The row sums are finished for all problems at once, so no problem has some of its own.
     shared: dict[str, Any] = {"A_idx": None, "cu_seqlens_m": None, "sums": ()}
-    form = Backward(activation_of(activation), store_postact, colvec_reduce, out_dtype, postact_dtype)
+    form = Backward(function, store_postact, colvec_reduce, out_dtype, postact_dtype)
     launch = LaunchOptions(config, dynamic_scheduler or None, split_k, split_k_mode)
     results: tuple[Optional[str], ...] = ("out", "postact_out" if store_postact else None)
     totals: tuple[Totals, ...] = ()
@@ -195,18 +170,69 @@ PLANNED.update((gemm_grouped_act, gemm_grouped_gated, gemm_grouped_dact, gemm_gr
 # ---- torch.compile: one opaque op each that mutates the outputs ----------------------------------------------------------
 
 
-def _fresh_outputs(function, A_list, B_list, dtypes, preact_out_list, postact_out_list, store_preact):
-    """(preact, postact) lists, allocated if not given; preact is empty if it is not stored."""
-    preact, postact = [], []
-    for i, (a, b) in enumerate(zip(A_list, B_list)):
-        shape = (a.shape[0], b.shape[1])
-        if store_preact:
-            fresh = preact_out_list is None
-            preact.append(a.new_empty(shape, dtype=dtypes[0] or default_dtype(a)) if fresh else preact_out_list[i])
-        narrow = postact_shape(function, shape)
-        fresh = postact_out_list is None
-        postact.append(a.new_empty(narrow, dtype=dtypes[1] or default_dtype(a)) if fresh else postact_out_list[i])
-    return preact, postact
+Dtypes = tuple[Optional[torch.dtype], Optional[torch.dtype]]
+
+
+def _compiled_act(
+    A_list: Tensors,
+    B_list: Tensors,
+    preact_out_list: Optional[Tensors],
+    postact_out_list: Optional[Tensors],
+    store_preact: bool,
+    dtypes: Dtypes,
+    call: tuple,
+) -> Outputs:
+    """call: C_list, bias_list, the activation's name, and how to launch."""
+    C_list, bias_list, activation, *launch = call
+    function, products = activation_of(activation), _products(A_list, B_list)
+    preact: list[torch.Tensor] = []
+    if store_preact:
+        preact = _outputs(preact_out_list, A_list, products, dtypes[0])
+    postact = _outputs(postact_out_list, A_list, [postact_shape(function, shape) for shape in products], dtypes[1])
+    inputs = [c.clone() if preact and c is preact[i] else c for i, c in enumerate(C_list or ())]  # see `gemm_forward`
+    _act_op(
+        list(A_list), list(B_list), inputs, list(bias_list or ()), preact, postact, activation, store_preact, *launch
+    )
+    return preact if store_preact else None, postact
+
+
+def _compiled_dact(
+    A_list: Tensors,
+    B_list: Tensors,
+    PreAct_list: Tensors,
+    dx_out_list: Optional[Tensors],
+    postact_out_list: Optional[Tensors],
+    reduces: bool,
+    dtypes: Dtypes,
+    call: tuple,
+) -> Gradients:
+    """postact_out_list: () if it is not stored. call: colvec_scale_list, the activation, and how to launch."""
+    colvec_scale_list, function, *launch = call
+    products = _products(A_list, B_list)
+    dx = _outputs(dx_out_list, A_list, [preact_shape(function, shape) for shape in products], dtypes[0])
+    stores = postact_out_list is None or len(postact_out_list) > 0
+    postact = _outputs(postact_out_list, A_list, products, dtypes[1]) if stores else []
+    rows = [a.shape[0] for a in A_list]
+    sums = A_list[0].new_empty(sum(rows), dtype=torch.float32) if reduces and rows else None
+    inputs = [x.clone() if x is d else x for x, d in zip(PreAct_list, dx)]
+    _dact_op(
+        list(A_list), list(B_list), inputs, dx, postact, list(colvec_scale_list or ()), sums, function.value, *launch
+    )
+    results = (dx, postact if stores else None)
+    return (*results, [] if sums is None else list(sums.split(rows))) if reduces else results
+
+
+def _products(A_list: Tensors, B_list: Tensors) -> list[tuple[int, int]]:
+    return [(a.shape[0], b.shape[1]) for a, b in zip(A_list, B_list)]
+
+
+def _outputs(
+    given: Optional[Tensors], A_list: Tensors, shapes: Sequence[tuple[int, ...]], dtype: Optional[torch.dtype]
+) -> list[torch.Tensor]:
+    """Those given, or new ones."""
+    if given is not None:
+        return list(given)
+    return [a.new_empty(shape, dtype=dtype or default_dtype(a)) for a, shape in zip(A_list, shapes)]
 
 
 @torch.library.custom_op("quack::gemm_grouped_act_out", mutates_args={"preact_list", "postact_list"})
@@ -271,9 +297,9 @@ def gemm_grouped_act_ref(
     """`gemm_grouped_act` in plain torch: the oracle. options: as of `gemm_act_ref`."""
     preact, postact = [], []
     for i, (A, B) in enumerate(zip(A_list, B_list, strict=True)):
-        own = (lists[i] if lists is not None else None for lists in (C_list, bias_list))
-        before, after = gemm_act_ref(A, B, *own, activation, **options)
-        preact.append(before)
+        C, bias = (None if lists is None else lists[i] for lists in (C_list, bias_list))
+        before, after = gemm_act_ref(A, B, C, bias, activation, **options)
+        preact += [] if before is None else [before]
         postact.append(after)
     return preact if options.get("store_preact", True) else None, postact
 
@@ -299,10 +325,11 @@ def gemm_grouped_dact_ref(
     **options: Any,
 ) -> Gradients:
     """`gemm_grouped_dact` in plain torch: the oracle. options: as of `gemm_dact_ref`."""
-    scales = colvec_scale_list or [None] * len(A_list)
     found = [
-        gemm_dact_ref(A, B, x, activation, colvec_scale=scale, **options)
-        for A, B, x, scale in zip(A_list, B_list, PreAct_list, scales, strict=True)
+        gemm_dact_ref(
+            A, B, x, activation, colvec_scale=None if colvec_scale_list is None else colvec_scale_list[i], **options
+        )
+        for i, (A, B, x) in enumerate(zip(A_list, B_list, PreAct_list, strict=True))
     ]
     count = 3 if options.get("colvec_reduce") else 2
     return tuple([list(family) for family in zip(*found)]) if found else tuple([] for _ in range(count))
@@ -313,7 +340,9 @@ def gemm_grouped_dgated_ref(
     B_list: Tensors,
     PreAct_list: Tensors,
     activation: Union[str, GatedActivation] = GatedActivation.SWIGLU,
+    colvec_scale_list: Optional[Tensors] = None,
     **options: Any,
 ) -> Gradients:
     """`gemm_grouped_dgated` in plain torch."""
-    return gemm_grouped_dact_ref(A_list, B_list, PreAct_list, GatedActivation.of(activation), **options)
+    function = GatedActivation.of(activation)
+    return gemm_grouped_dact_ref(A_list, B_list, PreAct_list, function, colvec_scale_list, **options)

@@ -250,7 +250,7 @@ class GroupedProgram:
         """Room for the partials of a call, None without any."""
         if not self.partials.ports:
             return None
-        return PartialsMemory(self.partials, call.totals, call.lists["A"][0], call.count)
+        return PartialsMemory(self.partials, call.totals, call.lists["A"][0], call.problems)
 
     def run(self, call: GroupedCall, families: Families, memory: Optional[PartialsMemory]) -> list[BoundLaunch]:
         """On the current stream; tables for these addresses are written if there are none yet."""
@@ -324,8 +324,9 @@ def prepare_grouped(call: GroupedCall) -> tuple[GroupedProgram, Families]:
         raise TypeError(f"config is a {type(options.config).__name__}, expected a GemmConfig")
     classes: dict[GemmSpec, list[_Described]] = {}
     copies: list[tuple[str, int, OperandSpec]] = []
-    partials, allocated = PartialsLayout(), {}
-    for index in range(call.count):
+    partials = PartialsLayout()
+    allocated: dict[str, list[torch.Tensor]] = {}
+    for index in range(call.problems):
         operands = call.operands(index)
         try:
             request = call.form.complete(operands, call.options)

@@ -41,8 +41,8 @@ class GroupedCall(NamedTuple):
     totals: tuple[Totals, ...] = ()
 
     @property
-    def count(self) -> int:
-        """Problems."""
+    def problems(self) -> int:
+        """How many."""
         return len(self.lists["A"])
 
     def operands(self, problem: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class _Prepared(NamedTuple):
 
 def prepared(call: GroupedCall) -> _Prepared:
     """The program for a call, its lists with outputs, and room for its partials. Launches nothing."""
-    if not call.count:
+    if not call.problems:
         return _Prepared(GroupedProgram([], PartialsLayout()), dict(call.lists), None)
     program, families = program_of(call)
     return _Prepared(program, families, program.new_memory(call))
@@ -31,7 +31,7 @@ def prepared(call: GroupedCall) -> _Prepared:
 def run_once(call: GroupedCall) -> Any:
     """Run a call on the current stream; what it returns."""
     program, families, memory = prepared(call)
-    if call.count:
+    if call.problems:
         program.run(call, families, memory)
     return call.returned(families, memory)
 
