@@ -173,7 +173,7 @@ def backward_groups() -> list[ActGroup]:
         everything = ActCase(name, scale="fp32", reduce=True)
         found += [
             ActGroup(everything, nan=0),
-            ActGroup(everything, ((200, 520, 136), (1, 16, 8), (64, 1100, 64), (300, 270, 24)), config=GRADIENT),
+            ActGroup(everything, ((200, 520, 136), (1, 16, 8), (64, 1104, 64), (300, 272, 24)), config=GRADIENT),
             ActGroup(ActCase(name), nan=5, config=PINGPONG),
             ActGroup(ActCase(name, False, scale="bf16"), nan=2, dynamic=True, config=SMALL),
             ActGroup(ActCase(name, reduce=True), odd=(0, 5), nan=0),
@@ -207,7 +207,7 @@ class EveryGroup:
 EVERY = (
     EveryGroup(),
     EveryGroup(((136, 70, 72), (33, 130, 40), (1, 2, 8)), half=True, dtype=torch.float32),
-    EveryGroup(half=True, config=PINGPONG, dynamic=True),
+    EveryGroup(half=True, config=GemmConfig(128, 96, pingpong=True, cluster_m=1), dynamic=True),
     EveryGroup(half=True, config=COOPERATIVE),
     *(EveryGroup(FEW, half=True, config=SMALL, split=mode) for mode in SplitKMode if mode is not SplitKMode.STREAM),
 )

@@ -60,6 +60,9 @@ MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # ping-pong without C, o
 MAX_ACCUMULATORS_REDUCED_PARTS = (
     112  # in several slabs that share a tile; with C and a reduction 128 spill 16 to 48 bytes
 )
+MAX_ACCUMULATORS_REDUCED_SHORT = (
+    176  # row reductions where short tiles have a main loop of their own; 192 spill 96 to 128 bytes
+)
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
@@ -355,7 +358,10 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     limit = budget.mma_registers - reserved
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
-    if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
+    has_short_tiles = spec.adapter in (*RAGGED_M, GROUPED)
+    if has_short_tiles and PortKind.ROW_PARTIALS in kinds:
+        limit = min(limit, MAX_ACCUMULATORS_REDUCED_SHORT)
+    if spec.combine is not None and spec.pieces_of is None and has_short_tiles:
         is_roomy = spec.config.pingpong and spec.operands.c is None
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
     if spec.combine is not None and spec.pieces_of is None and partials and has_side_access:
