@@ -195,3 +195,20 @@ def test_epilogues_of_problems_with_nothing_to_do(hopper):
     assert quack.gemm_grouped_act([], [], activation="silu") == ([], [])
     _, row, _ = quack.gemm_grouped_reduce(A, B, row="max")
     assert row[1].tolist() == [float("-inf")] * 8
+
+
+def test_torch_compile(hopper):
+    """In one graph: an activation, then its gradient in place of the pre-activation, with finished sums."""
+    A, B, _ = matrices(((64, 64, 64), (40, 72, 24)))
+    scale = [torch.rand(a.shape[0]) for a in A]
+
+    def chain(a, b):
+        preact, postact = quack.gemm_grouped_act(a, b, activation="silu")
+        dx, _, sums = quack.gemm_grouped_dact(
+            a, b, preact, "silu", dx_out_list=preact, colvec_scale_list=scale, colvec_reduce=True, store_postact=False
+        )
+        return [x * 2 for x in (*postact, *dx, *sums)]
+
+    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(A, B), chain(A, B), strict=True):
+        assert torch.equal(got, expected)
