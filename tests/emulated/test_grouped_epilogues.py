@@ -1,5 +1,7 @@
 """Grouped GEMMs with every kind of epilogue in the emulator."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,17 +72,15 @@ def test_every_port(case: EveryGroup, hopper):
 @pytest.mark.parametrize("arch", ["sm100", "sm120"])
 @pytest.mark.parametrize("case", [*forward_groups(), *backward_groups(), *EVERY], ids=str)
 def test_other_architectures(case, arch: str):
-    """Where a pinned tile is no legal one there, the heuristics choose."""
+    """Fewer problems, and the heuristics' tiles."""
     kind = (
         EveryOperands if isinstance(case, EveryGroup) else BackwardGroup if case in backward_groups() else ForwardGroup
     )
+    case = replace(case, shapes=FEW, config=None)
+    if isinstance(case, ActGroup):
+        case = replace(case, odd=case.odd[:1], nan=None if case.nan is None else case.nan % len(FEW))
     with quack.emulator.use(arch, schedule="latest", checks=("all",), sms=SMS):
-        try:
-            run_and_check(kind(case, "cpu"))
-        except quack.UnsupportedGemm as refusal:
-            if case.config is None:
-                raise
-            pytest.skip(str(refusal))
+        run_and_check(kind(case, "cpu"))
 
 
 def run_and_check(group) -> None:
@@ -88,8 +88,8 @@ def run_and_check(group) -> None:
     group.verify(results) if isinstance(group, EveryOperands) else group.check()
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("row, col", zip(REDUCTIONS, REDUCTIONS[::-1]))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("row, col", list(zip(REDUCTIONS, REDUCTIONS[::-1])))
 @pytest.mark.parametrize("config, split", [(SMALL, 1), (SWAPPED, 1), (SMALL, 2), (None, 1), (SWAPPED, 2)])
 def test_reductions(config, split: int, row: str, col: str, hopper):
     """Of problems with 5, 1, 4, 3 and 5 tiles along N: strips of partials that are shared, padded and alone."""
