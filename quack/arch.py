@@ -65,6 +65,7 @@ class Execution:
     precise_fp8:   whether fp8 sums are kept in fp32 by the instruction itself, so that fast_accum changes nothing.
     has_clc:       whether the hardware can hand out the tiles of clusters that have not started (cluster launch control).
     has_tma_gather: whether TMA has gather4.
+    has_preferred_clusters: whether a launch may have clusters of two shapes, see `GemmConfig.fallback_cluster`.
     runs_on:       other targets that have every instruction of the kernel, so that it can be tested there.
     features:      what the kernel has been tested with. Its author adds to it.
     scaled_kernel: the kernel class for block-scaled operands; None: there is none.
@@ -95,6 +96,7 @@ class Execution:
     scaled_kernel: Optional[str] = None
     scaled: Mapping[BlockScaling, tuple[frozenset[Dtype], ...]] = field(default_factory=dict, hash=False)
     tmem_bytes: int = 0
+    has_preferred_clusters: bool = False
     registers: int = 65536
 
     @property
@@ -208,6 +210,7 @@ TCGEN05 = Execution(
     max_cluster=4,
     smem_bytes=227 * KIB,
     tmem_bytes=256 * KIB,
+    has_preferred_clusters=True,
     precise_fp8=True,
     has_clc=True,
     has_tma_gather=True,

@@ -22,6 +22,7 @@ lower ones (`split_works`), are drawn from the counter.
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
@@ -34,8 +35,8 @@ class SchedulerDraws:
 
     counter: Optional[cute.Tensor]
 
-    def draw(self, scheduler: Any, cursor: Int32, parity: Int32) -> Int32:
-        return scheduler.draw(self.counter, cursor)
+    def draw(self, scheduler: Any, cursor: Int32, parity: Int32, corner: Any) -> tuple[Int32, Any]:
+        return scheduler.draw(self.counter, cursor), corner
 
     def retire(self, scheduler: Any, params: Any, cursor: Int32):
         scheduler.retire(params, self.counter, cursor)
@@ -54,20 +55,22 @@ class CancelDraws:
         cute.arch.mbarrier_init(self.barrier, 1)
 
     @cute.jit
-    def draw(self, scheduler: Any, cursor: Int32, parity: Int32) -> Int32:
-        """All lanes of one warp. The number of the cluster that was cancelled, or of clusters launched, which is no work.
-        parity: of how many draws came before."""
+    def draw(self, scheduler: Any, cursor: Int32, parity: Int32, corner: Any) -> tuple[Int32, Any]:
+        """All lanes of one warp. The number of the cluster that was cancelled, or of clusters launched, which is no work; and
+        where in the work it would have been, if it may be less than one (corner is not None). parity: of how many draws came before."""
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive_and_expect_tx(self.barrier, RESPONSE_WORDS * 4)
             cute.arch.issue_clc_query(self.barrier, self.response, multicast=False)
         cute.arch.mbarrier_wait(self.barrier, parity)
-        x, _, _, is_cancelled = cute.arch.clc_response(self.response)
+        x, y, _, is_cancelled = cute.arch.clc_response(self.response)
         cute.arch.fence_proxy("async.shared", space="cta")  # the next response overwrites this one
         cute.arch.sync_warp()
         drawn = scheduler.num_clusters()
         if is_cancelled != 0:
             drawn = x // scheduler.cluster_m
-        return Int32(drawn)
+        if cutlass.const_expr(corner is not None):
+            corner = corner._replace(m=Int32(x % scheduler.cluster_m), n=Int32(y))
+        return Int32(drawn), corner
 
     def retire(self, scheduler: Any, params: Any, cursor: Int32):
         """Nothing to clean up."""

@@ -118,6 +118,7 @@ class GemmBase:
             grid=self.scheduler.grid(schedule, max_active_clusters),
             block=[self.resources.threads, 1, 1],
             cluster=[*self.cluster_mn, 1],
+            fallback_cluster=None if self.config.fallback_cluster is None else [*self.config.fallback_cluster, 1],
             min_blocks_per_mp=1,
             stream=stream,
             use_pdl=True,

@@ -158,6 +158,7 @@ class GemmConfig:
     swap_ab:               compute D^T = B^T A^T (small M: the long side then fills the 64-row MMA).
     max_swizzle_size:      width, in cluster tiles, of the strip that the raster walks for L2 reuse.
     device_capacity:       major compute capability this configuration was made for; None: that of the device it is used on.
+    fallback_cluster:      (m, n) of a smaller cluster that divides this one, for SMs that hold no whole one; capability 10.
     """
 
     tile_m: int = 128
@@ -173,13 +174,15 @@ class GemmConfig:
     is_persistent: bool = True
     use_tma_gather: bool = False
     device_capacity: Optional[int] = None
+    fallback_cluster: Optional[tuple[int, int]] = None
 
     def __str__(self) -> str:
         schedule = "dyn" if self.is_dynamic_persistent else "static" if self.is_persistent else "single"
         k = f"x{self.tile_k}" if self.tile_k else ""
+        fallback = "/{}x{}".format(*self.fallback_cluster) if self.fallback_cluster else ""
         return (
             f"{self.tile_m}x{self.tile_n}{k} {'pp' if self.pingpong else 'coop'} "
-            f"cl{self.cluster_m}x{self.cluster_n} {schedule} sw{self.max_swizzle_size}{self.raster.value}"
+            f"cl{self.cluster_m}x{self.cluster_n}{fallback} {schedule} sw{self.max_swizzle_size}{self.raster.value}"
             + (" swap" if self.swap_ab else "")
         )
 

@@ -22,7 +22,7 @@ Tail: the drawing warp leaves only when all slots are empty again, so no CTA exi
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional, Union
 
 import cutlass
 import cutlass.cute as cute
@@ -48,6 +48,18 @@ class WorkCursor(NamedTuple):
     phase: Int32
 
 
+class Corner(NamedTuple):
+    """Where the first CTA of a cluster is in a work, in CTAs: where clusters may be smaller than works (`execution.clusters`)."""
+
+    m: Int32
+    n: Int32
+
+
+def in_work(corner: Optional[Corner], cta_m: Int32, cta_n: Int32) -> tuple[Int32, Int32]:
+    """Where a CTA is in a work."""
+    return (cta_m, cta_n) if corner is None else (corner.m + cta_m, corner.n + cta_n)
+
+
 @dataclass(frozen=True)
 class LocalStream:
     """Every caller walks the schedule alone."""
@@ -56,16 +68,20 @@ class LocalStream:
     params: Any
     cta_m: Int32
     cta_n: Int32
+    corner: Optional[Corner] = None
 
     @cute.jit
     def first(self) -> WorkCursor:
-        position = self.scheduler.initial_cursor()
-        return WorkCursor(self.scheduler.work_at(self.params, position, self.cta_m, self.cta_n), position, Int32(0))
+        return self.at(self.scheduler.initial_cursor())
 
     @cute.jit
     def next(self, cursor: WorkCursor) -> WorkCursor:
-        position = self.scheduler.next_cursor(self.params, cursor.position)
-        return WorkCursor(self.scheduler.work_at(self.params, position, self.cta_m, self.cta_n), position, Int32(0))
+        return self.at(self.scheduler.next_cursor(self.params, cursor.position))
+
+    @cute.jit
+    def at(self, position: Int32) -> WorkCursor:
+        m, n = in_work(self.corner, self.cta_m, self.cta_n)
+        return WorkCursor(self.scheduler.work_at(self.params, position, m, n), position, Int32(0))
 
     def mark_begun(self):
         """Nobody waits for it."""
@@ -78,7 +94,7 @@ class WorkRing:
     barriers: cute.Pointer
     slots: cute.Pointer
     stages: int
-    cluster_size: int
+    cluster_size: Union[int, Int32]
     reading_warps: int
     is_paced: bool
 
@@ -110,10 +126,12 @@ class RingStream:
     cta_m: Int32
     cta_n: Int32
     ring: WorkRing
+    corner: Optional[Corner] = None  # of the first work
 
     @cute.jit
     def first(self) -> WorkCursor:
-        work = self.scheduler.work_at(self.params, self.scheduler.initial_cursor(), self.cta_m, self.cta_n)
+        m, n = in_work(self.corner, self.cta_m, self.cta_n)
+        work = self.scheduler.work_at(self.params, self.scheduler.initial_cursor(), m, n)
         return WorkCursor(work, Int32(0), Int32(0))
 
     @cute.jit
@@ -177,9 +195,10 @@ class RingStream:
                 if is_ahead:
                     cute.arch.mbarrier_wait(self.ring.begun(), parity ^ 1)
                 is_ahead = Boolean(True)
-            position = draws.draw(self.scheduler, position, parity)
+            position, corner = draws.draw(self.scheduler, position, parity, self.corner)
             parity ^= 1
-            work = self.scheduler.work_at(self.params, position, Int32(0), Int32(0))
+            m, n = in_work(corner, Int32(0), Int32(0))
+            work = self.scheduler.work_at(self.params, position, m, n)
             if lane < self.ring.cluster_size:
                 sent = slot_words(self.scheduler)
                 cute.arch.mbarrier_arrive_and_expect_tx(self.ring.full(stage), sent * 4, lane)

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Optional
@@ -45,9 +45,13 @@ def compile_cell(cell: Cell) -> dict[str, Any]:
 
 def sample(arches: Iterable[str], count: int, seed: int = 0) -> list[Cell]:
     """Legal cells, the same every time, equally many of each architecture that has any; all if there are no more."""
-    legal = [[cell for cell in cells([arch]) if judge(cell).ok] for arch in arches]
-    drawn = [random.Random(seed).sample(of_arch, len(of_arch)) for of_arch in legal if of_arch]
-    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+
+    def drawn(arch: str) -> Iterator[Cell]:
+        found = list(cells([arch]))
+        random.Random(seed).shuffle(found)
+        return (cell for cell in found if judge(cell).ok)  # judged as they are asked for
+
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*map(drawn, arches)))
     return list(itertools.islice((cell for cell in in_turn if cell is not None), count))
 
 

@@ -114,7 +114,13 @@ def _run(function: LinkedFunction, launched: Launch, device: DeviceProperties, s
         parameters[parameter.offset : parameter.offset + parameter.size] = value
     machine = Machine(
         program,
-        LaunchShape(Dim3(*launched.grid), Dim3(*launched.block), Dim3(*launched.cluster), launched.dynamic_smem),
+        LaunchShape(
+            Dim3(*launched.grid),
+            Dim3(*launched.block),
+            Dim3(*launched.cluster),
+            launched.dynamic_smem,
+            Dim3(*launched.preferred_cluster) if launched.preferred_cluster is not None else None,
+        ),
         bytes(parameters),
         GlobalMemory(launched.memory),
         settings.schedule,

@@ -1,12 +1,12 @@
 """The machine: CTAs and clusters of one launch, and the loop that runs their warps to completion."""
 
-from collections import deque
 from typing import Any, Optional
 
 import numpy as np
 
 from .asynchrony import EAGER, AsyncOp, PendingOps, Schedule
 from .barriers import ClusterBarrier, Mbarrier, NamedBarrier
+from .cluster_queue import ClusterQueue, Place
 from .errors import Deadlock, EmulationError, IllegalAccess, Misuse
 from .geometry import Dim3, LaunchShape
 from .memory import LOCAL_WINDOW, OFFSET_MASK, RANK_SHIFT, SHARED_RESERVED, GlobalMemory, SharedMemory
@@ -42,13 +42,14 @@ class Cta:
 
 
 class Cluster:
-    """CTAs that share a cluster barrier and each other's shared memory. `slot`: which residency slot it occupies."""
+    """CTAs that share a cluster barrier and each other's shared memory. `slot`: the first of the residency slots that it occupies,
+    of which each holds a regular cluster."""
 
-    def __init__(self, machine: "Machine", index: Dim3, slot: int) -> None:
-        self.machine, self.index, self.slot = machine, index, slot
-        dims = machine.shape.cluster
+    def __init__(self, machine: "Machine", place: Place, slot: int) -> None:
+        self.machine, self.index, self.slot = machine, place.index, slot
+        self.dims = dims = place.dims
         self.size = dims.size
-        origin = (index.x * dims.x, index.y * dims.y, index.z * dims.z)
+        origin = tuple(place.origin)
         self.ctas: list[Cta] = []
         for rank in range(self.size):
             inside = dims.position(rank)
@@ -95,9 +96,7 @@ class Machine:
         self.module_memory: dict[str, np.ndarray] = {}
         self._check_geometry()
         self._allocate_module_variables()
-        dims = shape.cluster
-        counts = Dim3(shape.grid.x // dims.x, shape.grid.y // dims.y, shape.grid.z // dims.z)
-        self.waiting = deque(counts.position(i) for i in range(counts.size))
+        self.waiting = ClusterQueue(shape, self.random)
         self.resident: list[Cluster] = []
 
     def _check_geometry(self) -> None:
@@ -276,14 +275,24 @@ class Machine:
         return found
 
     def _fill(self) -> None:
-        per_sm = 1
-        capacity = max(1, self.sms * per_sm // self.shape.cluster.size)
-        used = {cluster.slot for cluster in self.resident}
-        for slot in range(capacity):
-            if not self.waiting:
-                return
-            if slot not in used:
-                self.resident.append(Cluster(self, self.waiting.popleft(), slot))
+        size = self.shape.cluster.size
+        while (free := self._free_slots()) and (place := self.waiting.start(len(free) * size)) is not None:
+            self.resident.append(Cluster(self, place, free[0]))
+
+    @property
+    def slots(self) -> int:
+        """Regular clusters that the SMs hold at once; of a preferred one, at least its own."""
+        size, least = self.shape.cluster.size, self.shape.preferred or self.shape.cluster
+        return max(self.sms, least.size) // size
+
+    def _free_slots(self) -> range:
+        """The first run of them that a cluster may take."""
+        size = self.shape.cluster.size
+        used = {cluster.slot + i for cluster in self.resident for i in range(cluster.size // size)}
+        most = (self.shape.preferred or self.shape.cluster).size // size
+        first = next((slot for slot in range(self.slots) if slot not in used), self.slots)
+        end = next((slot for slot in range(first, self.slots) if slot in used), self.slots)
+        return range(first, min(end, first + most))
 
     def _retire(self) -> None:
         ended = [c for c in self.resident if all(w.is_done for w in c.warps)]

@@ -99,7 +99,7 @@ class Warp:
     def specials(self, thread: np.ndarray) -> dict[str, Value]:
         """Values of the special registers."""
         shape, cta = self.machine.shape, self.cta
-        block, grid, cluster = shape.block, shape.grid, shape.cluster
+        block, grid, cluster = shape.block, shape.grid, cta.cluster.dims
         warps = -(-block.size // LANES)
         values: dict[str, Value] = {
             "%tid.x": thread % np.uint32(block.x),
@@ -110,7 +110,7 @@ class Warp:
             "%nwarpid": warps,
             "%cluster_ctarank": cta.rank,
             "%cluster_nctarank": cluster.size,
-            "%smid": cta.cluster.slot * cluster.size + cta.rank,
+            "%smid": cta.cluster.slot * shape.cluster.size + cta.rank,
             "%nsmid": self.machine.sms,
             "%gridid": 0,
             "%is_explicit_cluster": cluster.size > 1,

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import cutlass.cute as cute
-from cutlass import Int32
 from cutlass.pipeline import PipelineAsync
 
 from ..draws import CancelDraws
 from ..gemm_base import Operands
+from .clusters import CtaPlace
 
 LOAD_WARP = 0
 DRAW_WARP = 1
@@ -37,6 +37,5 @@ class CtaContext:
     c: Optional[PipelineAsync]
     works: Any  # LocalStream or RingStream
     problem: Any  # the adapter's params
-    cta_m: Int32
-    cta_n: Int32
+    place: CtaPlace
     cancels: Optional[CancelDraws] = None  # how works are drawn, if not by the scheduler

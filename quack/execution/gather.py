@@ -46,8 +46,8 @@ class GatherRoles(LoadRoles):
     def gather_work(self, cta: CtaContext, work: WorkDesc, is_leader: Boolean, gather: GatherState) -> GatherState:
         """As `load_work`. Where k is gathered, the indices of a k tile are loaded while its predecessor is copied."""
         tile_m, _, tile_k = self.tile_mnk
-        _, b_mask = self.multicast_masks(cta)
-        tBsB, tBgB = self.partition_b(cta, work)
+        _, b_mask = self.multicast_masks(cta.place)
+        b_shares = self.partition_b(cta, work)
         tile = gather_tile(self.specs.a, tile_m, tile_k)
         lines = self.gathered_lines(cta.problem, work)
         copier = make_line_copier(tile, Int32(not is_leader), cta.operands.a.tensor, cta.smem.a, lines)
@@ -67,13 +67,8 @@ class GatherRoles(LoadRoles):
                 following = copier.load_indices(line + tile_k)
             if is_leader:
                 cta.ab.producer_acquire(state)
-                cute.copy(
-                    cta.operands.b.atom,
-                    tBgB[None, k_tile],
-                    tBsB[None, state.index],
-                    tma_bar_ptr=cta.ab.producer_get_barrier(state),
-                    mcast_mask=b_mask,
-                )
+                full = cta.ab.producer_get_barrier(state)
+                self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask)
             else:
                 cta.ab.sync_object_empty.wait(state.index, state.phase)
             copier.copy_tile(indices, line, element, state.index)

@@ -1,7 +1,5 @@
 """The warps that fill shared memory by TMA."""
 
-from typing import Optional
-
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
@@ -10,8 +8,9 @@ from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_stat
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
 from ..split_k_combine import is_last_part
+from .clusters import Share, partition_load
 from .cta import CtaContext
-from .transport import OperandTransport, partition_load
+from .transport import OperandTransport
 
 
 class LoadRoles(OperandTransport):
@@ -35,12 +34,13 @@ class LoadRoles(OperandTransport):
     def load_work(self, cta: CtaContext, work: WorkDesc, state: PipelineState) -> PipelineState:
         """A and B tiles of one work; multicast A along cluster N and B along cluster M."""
         tile_m, _, tile_k = self.tile_mnk
-        cluster_n = self.config.cluster_n
-        a_mask, b_mask = self.multicast_masks(cta)
+        a_mask, b_mask = self.multicast_masks(cta.place)
         mA = self.operand(cta.problem, Operand.A, cta.operands.a.tensor, work)
         gA = cute.local_tile(mA, (tile_m, tile_k), (work.tile_m, None))  # (tile_m, tile_k, k tiles)
-        tAsA, tAgA = partition_load(cta.operands.a.atom, cta.smem.a, gA, cta.cta_n, cluster_n)
-        tBsB, tBgB = self.partition_b(cta, work)
+        a_shares = self.shares(
+            cta.place, cta.operands.a.atom, (cta.smem.a, gA), cta.place.n, self.config.cluster_n, self.boxes[0]
+        )
+        b_shares = self.partition_b(cta, work)
         a_descriptor = self.descriptor(cta.problem, Operand.A, work)
         b_descriptor = self.descriptor(cta.problem, Operand.B, work)
         scales = self.partition_scales(cta, work)
@@ -49,51 +49,28 @@ class LoadRoles(OperandTransport):
             k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
-            for atom, tSsS, tSgS, mask in scales:
-                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
-            cute.copy(
-                cta.operands.a.atom,
-                tAgA[None, k_tile],
-                tAsA[None, state.index],
-                tma_bar_ptr=full,
-                mcast_mask=a_mask,
-                tma_desc_ptr=a_descriptor,
-            )
-            cute.copy(
-                cta.operands.b.atom,
-                tBgB[None, k_tile],
-                tBsB[None, state.index],
-                tma_bar_ptr=full,
-                mcast_mask=b_mask,
-                tma_desc_ptr=b_descriptor,
-            )
+            for operand, shares, mask in scales:
+                self.copy_shares(cta.place, operand, shares, k_tile, (state, full), mask)
+            self.copy_shares(cta.place, cta.operands.a, a_shares, k_tile, (state, full), a_mask, a_descriptor)
+            self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             state.advance()
         return state
 
     def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        """(atom, smem, gmem, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
+        """(operand, shares, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
         block-scaled."""
         return ()
 
-    def multicast_masks(self, cta: CtaContext) -> tuple[Optional[Int32], Optional[Int32]]:
-        """The CTAs that take what this one loads of A and of B; None: itself alone."""
-        cluster_m, cluster_n = self.cluster_mn
-        cluster = self.cluster_layout
-        coordinate = (cta.cta_m % self.mma_ctas, cta.cta_m // self.mma_ctas, cta.cta_n, 0)
-        a_mask = b_mask = None
-        if cluster_n > 1:
-            a_mask = cute.make_layout_image_mask(cluster, coordinate, mode=2)
-        if cluster_m > self.mma_ctas:
-            b_mask = cute.make_layout_image_mask(cluster, coordinate, mode=1)
-        return a_mask, b_mask
-
-    def partition_b(self, cta: CtaContext, work: WorkDesc):
-        """(smem, gmem) of this CTA's share of the B tiles of one work: (TMA, STAGE), (TMA, k tiles)."""
-        ctas = self.mma_ctas
+    def partition_b(self, cta: CtaContext, work: WorkDesc) -> tuple[Share, ...]:
+        """What this CTA loads of the B tiles of one work."""
+        ctas, place = self.mma_ctas, cta.place
         mB = self.operand(cta.problem, Operand.B, cta.operands.b.tensor, work)
-        first = work.tile_n * ctas + cta.cta_m % ctas
+        first = work.tile_n * ctas + place.m % ctas
         gB = cute.local_tile(mB, (self.b_rows, self.config.tile_k), (first, None))  # (rows, tile_k, k tiles)
-        return partition_load(cta.operands.b.atom, cta.smem.b, gB, cta.cta_m // ctas, self.config.cluster_m // ctas)
+        of_b = (cta.smem.b, gB)
+        return self.shares(
+            place, cta.operands.b.atom, of_b, place.m // ctas, self.config.cluster_m // ctas, self.boxes[1]
+        )
 
     @cute.jit
     def load_c(self, cta: CtaContext):

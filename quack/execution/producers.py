@@ -23,8 +23,7 @@ class ProducerRoles(GatherRoles):
     def set_up(self, operands: Operands, problem: Any, schedule: Any) -> CtaContext:
         """All threads: shared memory and barriers, known to the whole cluster when this returns."""
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
-        cta_m, cta_n, _ = cute.make_layout((*self.cluster_mn, 1)).get_flat_coord(rank)
+        place = self.locate()
         allocator = SmemAllocator()
         barriers = allocator.allocate_array(
             Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES) + 1
@@ -37,9 +36,9 @@ class ProducerRoles(GatherRoles):
             )
         slots = allocator.allocate_array(Int32, slot_words(self.scheduler) * WORK_RING_STAGES, byte_alignment=16)
         smem = self.allocate_smem(allocator)
-        ab_pipeline = self.make_ab_pipeline(barriers)
+        ab_pipeline = self.make_ab_pipeline(barriers, place)
         c_pipeline = self.make_c_pipeline(barriers + 2 * self.resources.ab_stages)
-        works = self.make_work_stream(schedule, barriers, slots, cta_m, cta_n)
+        works = self.make_work_stream(schedule, barriers, slots, place)
         if cutlass.const_expr(self.scheduler.is_broadcast):
             if warp == DRAW_WARP:
                 with cute.arch.elect_one():
@@ -54,7 +53,7 @@ class ProducerRoles(GatherRoles):
             cpasync.prefetch_descriptor(operands.b.atom)
         pipeline.pipeline_init_wait(cluster_shape)
         cute.arch.griddepcontrol_wait()
-        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, cta_m, cta_n, cancels)
+        return CtaContext(operands, smem, ab_pipeline, c_pipeline, works, problem, place, cancels)
 
     @cute.jit
     def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import ClassVar, Optional
 
 import cutlass.cute as cute
-from cutlass import Float32, Int32, pipeline
+from cutlass import Float32, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.pipeline import PipelineAsync, PipelineTmaAsync
 from cutlass.tensor_utils import LayoutEnum
@@ -12,25 +12,23 @@ from cutlass.utils import sm90 as sm90_utils
 
 from ..cute_dtype import CUTE_DTYPE, stored_dtype
 from ..dsl.compat import first_stage
-from ..gemm_base import GemmBase, Operands, TmaOperand, is_inner_major
+from ..gemm_base import Operands, TmaOperand, is_inner_major
 from ..gemm_config import Dtype, OperandSpec
 from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import Operand
 from ..gemm_resources import WORK_RING_STAGES, GemmResources
 from ..work_stream import LocalStream, RingStream, WorkRing
+from .clusters import ClusterRoles, CtaPlace
 from .cta import SmemTensors
 from .line_copier import GATHER_WARPS
 
 SMEM_ALIGN = 1024  # bytes; the period of the 128-byte swizzle
 
 
-class OperandTransport(GemmBase):
+class OperandTransport(ClusterRoles):
     """Operands in shared memory, and what moves them. An arch kernel names the function that counts its `resources`."""
 
     budget: ClassVar[Callable[..., GemmResources]]
-
-    mma_ctas: int = 1
-    """Neighbours along M whose operands one MMA reads: each loads its own rows of A and its part of B's rows."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -133,12 +131,6 @@ class OperandTransport(GemmBase):
         return SmemTensors(a, b, c, tuple(outputs), scratch)
 
     @property
-    def cluster_layout(self) -> cute.Layout:
-        """(CTA of an MMA, MMAs along M, CTAs along N, 1) -> rank in the cluster."""
-        cluster_m, cluster_n = self.cluster_mn
-        return cute.make_layout((self.mma_ctas, cluster_m // self.mma_ctas, cluster_n, 1))
-
-    @property
     def stage_bytes(self) -> int:
         """That TMA puts into one stage of A and B, for all CTAs of an MMA."""
         tile_m, _, tile_k = self.tile_mnk
@@ -150,7 +142,7 @@ class OperandTransport(GemmBase):
         """That signal a stage of A besides TMA, in all CTAs of an MMA."""
         return GATHER_WARPS * self.mma_ctas if self.copies_a else 0
 
-    def make_ab_pipeline(self, barriers) -> PipelineAsync:
+    def make_ab_pipeline(self, barriers, place: CtaPlace) -> PipelineAsync:
         """A/B ring (multicast over the cluster)."""
         cluster_m, cluster_n = self.cluster_mn
         return PipelineTmaAsync.create(
@@ -185,15 +177,14 @@ class OperandTransport(GemmBase):
         loaders = (2 if self.copies_a else 1) if self.multiplies else 0
         return loaders + (1 if self.resources.c_stages else 0) + 4 * self.warpgroups
 
-    def make_work_stream(self, schedule, barriers, slots, cta_m, cta_n):
+    def make_work_stream(self, schedule, barriers, slots, place: CtaPlace):
         """How this CTA's roles learn their works."""
         if not self.scheduler.is_broadcast:
-            return LocalStream(self.scheduler, schedule, cta_m, cta_n)
+            return LocalStream(self.scheduler, schedule, place.m, place.n, place.corner)
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
-        size = self.cluster_mn[0] * self.cluster_mn[1]
         is_paced = self.scheduler.draws_from_stock and self.multiplies
-        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, size, self.reading_warps, is_paced)
-        return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, place.size, self.reading_warps, is_paced)
+        return RingStream(self.scheduler, schedule, place.m, place.n, ring, place.corner)
 
 
 def operand_layout(spec: OperandSpec) -> LayoutEnum:
@@ -210,10 +201,3 @@ def make_load_operand(
         stored = stored_dtype(spec.dtype)
     atom = cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast, internal_type=stored)
     return TmaOperand(*atom)
-
-
-def partition_load(atom, smem: cute.Tensor, gmem: cute.Tensor, cta: Int32, ctas: int):
-    """(smem, gmem) as this CTA of the multicast group loads them: (TMA, STAGE), (TMA, REST)."""
-    return cpasync.tma_partition(
-        atom, cta, cute.make_layout(ctas), cute.group_modes(smem, 0, 2), cute.group_modes(gmem, 0, 2)
-    )

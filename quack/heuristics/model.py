@@ -23,6 +23,8 @@ from .work import drain_work, k_tile_work
 
 TUNINGS = {"quack.sm90": sm90.tuning, "quack.sm100": sm100.tuning, "quack.sm120": sm120.tuning}
 
+FALLBACK_CTAS = 2  # SMs come in twos
+
 
 @functools.cache
 def tuning_of(arch: str) -> Tuning:
@@ -203,6 +205,16 @@ def with_tile(spec: GemmSpec, tile: Tile, cluster: tuple[int, int] = (1, 1)) -> 
     return spec.configured(config)
 
 
+def with_fallback(spec: GemmSpec) -> GemmSpec:
+    """The spec, larger clusters with one of two CTAs for the SMs that they leave over: a GPC's are no multiple of four."""
+    config = spec.config
+    if config.cluster_m * config.cluster_n <= FALLBACK_CTAS:
+        return spec
+    smaller = (FALLBACK_CTAS, 1) if config.cluster_m > 1 else (1, FALLBACK_CTAS)
+    found = replace(spec, config=replace(config, fallback_cluster=smaller))
+    return found if legality(found).ok else spec
+
+
 def gathers_by_tma(spec: GemmSpec) -> bool:
     """Whether A_idx is better left to TMA: wherever there is a kernel for that."""
     return spec.adapter in GATHERING and Feature.TMA_GATHER in ARCHES[spec.arch].execution.features
@@ -222,7 +234,7 @@ def choose(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpe
     """The best predicted legal configuration; raises with the reason if none is legal."""
     ranked = candidates(base, shape, sms, swapped)
     if ranked:
-        return ranked[0].spec
+        return with_fallback(ranked[0].spec)
     legality(with_tile(base, tuning_of(base.arch).smallest)).require()
     raise UnsupportedGemm("no tile configuration fits this combination of operands and epilogue")
 
@@ -242,7 +254,7 @@ def choose_grouped(
             return slower * predict_grouped_ns(spec, [s.swapped() for s in shapes], sms)
         return predict_grouped_ns(spec, shapes, sms)
 
-    return min(choices, key=grouped_ns)
+    return with_fallback(min(choices, key=grouped_ns))
 
 
 def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) -> float:

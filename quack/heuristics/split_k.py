@@ -50,7 +50,7 @@ def choose(
     """The best predicted legal configuration, split or not; raises with the reason if none is legal. is_drawn: works will be
     drawn from a counter, which rules out STREAM."""
     ranked = model.candidates(base, shape, sms, swapped)
-    whole = Choice(model.choose(base, shape, sms, swapped) if not ranked else ranked[0].spec)
+    whole = Choice(model.choose(base, shape, sms, swapped) if not ranked else model.with_fallback(ranked[0].spec))
     if base.adapter != DENSE or not ranked:
         return whole
     best = ranked[0].predicted_ns

@@ -16,6 +16,7 @@ from ..gemm_resources import (
 )
 from .activation_rules import activation_refusals
 from .budget import budget_of
+from .cluster_rules import fallback_refusals
 from .scaling_rules import scaling_refusals
 from .sm90_rules import sm90_refusals
 from .sm100_rules import sm100_refusals
@@ -240,6 +241,7 @@ def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     yield from _split_refusals(spec)
     yield from _operand_refusals(spec.operands, _input_names(spec.config), arch)
     yield from _config_refusals(spec.config, spec.operands, arch)
+    yield from (Legality(*refusal) for refusal in fallback_refusals(spec, arch))
     if (rules := ARCH_RULES.get(arch.execution.package)) is not None:
         yield from (Legality(*refusal) for refusal in rules(spec))
     yield from _budget_refusals(spec)

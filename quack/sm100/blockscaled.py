@@ -37,8 +37,8 @@ from cutlass.utils import sm100 as sm100_utils
 
 from ..block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, MMA_K_BYTES, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
+from ..execution.clusters import CtaPlace, either
 from ..execution.cta import GATHER_WARP, CtaContext, SmemTensors
-from ..execution.transport import partition_load
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
@@ -143,26 +143,31 @@ class BlockScaledGemmSm100(ScaleGatherRole, GemmSm100):
         return tensors._replace(scales=tuple(scales))
 
     def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        ranks = cute.make_layout(self.cluster_mn)
-        coordinate, masks = (cta.cta_m, cta.cta_n), [None, None]
-        for i, (sharers, mode) in enumerate(zip(self.scale_sharers, (1, 0))):
-            if sharers > 1:
-                masks[i] = cute.make_layout_image_mask(ranks, coordinate, mode=mode)
+        coordinate = (cta.place.m, cta.place.n)
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
             if cutlass.const_expr(self.gathers_a and which is Operand.A):
                 continue
-            (atom, tensor), (rows, words) = cta.operands.scales[i], self.scale_boxes[i]
-            box = self.loaded_box(self.scale_boxes[i])
+            operand, (rows, words) = cta.operands.scales[i], self.scale_boxes[i]
+            box, sharers, mask = self.loaded_box(self.scale_boxes[i]), self.scale_sharers[i], None
+            if sharers > 1:
+                mask = self.scale_mask(cta.place, self.cluster_mn, mode=1 - i)
+            if sharers > 1 and self.config.fallback_cluster is not None:
+                smaller = self.scale_mask(cta.place, self.config.fallback_cluster, mode=1 - i)
+                mask = either(cta.place, mask, smaller)
             for first in range(0, rows, box[0]):
-                mS = self.scales(cta.problem, which, tensor, work, Int32(first_rows[i] + first), self.block_k)
+                mS = self.scales(cta.problem, which, operand.tensor, work, Int32(first_rows[i] + first), self.block_k)
                 gS = cute.local_tile(mS, box, (0, None))  # (row blocks, words, k tiles)
                 layout = cute.make_layout((*box, self.resources.ab_stages), stride=(words, 1, rows * words))
                 sS = cute.make_tensor(cta.smem.scales[i].iterator + first * words, layout)
-                load = partition_load(atom, sS, gS, coordinate[1 - i], self.scale_sharers[i])
-                parts.append((atom, *load, masks[i]))
+                shares = self.shares(cta.place, operand.atom, (sS, gS), coordinate[1 - i], sharers, self.boxes[i])
+                parts.append((operand, shares, mask))
         return tuple(parts)
+
+    @staticmethod
+    def scale_mask(place: CtaPlace, cluster_mn: tuple[int, int], mode: int):
+        return cute.make_layout_image_mask(cute.make_layout(cluster_mn), (place.m, place.n), mode=mode)
 
     # ---- MMA ------------------------------------------------------------------------------------------------------
 

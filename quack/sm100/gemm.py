@@ -71,6 +71,7 @@ from cutlass.utils import sm100 as sm100_utils
 from ..cute_dtype import stored_dtype
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, sync_warpgroup
 from ..epilogue.row_fragment import RowFragment
+from ..execution.clusters import CtaPlace, either
 from ..execution.cta import CtaContext
 from ..execution.drain import DrainRole
 from ..execution.producers import ProducerRoles
@@ -149,18 +150,37 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         op = cpasync.CopyBulkTensorTileG2SOp if multicast == 1 else cpasync.CopyBulkTensorTileG2SMulticastOp
         return op(self.cta_group)
 
-    def make_ab_pipeline(self, barriers) -> PipelineTmaUmma:
+    def make_ab_pipeline(self, barriers, place: CtaPlace) -> PipelineTmaUmma:
         """A/B ring: an MMA warp frees a stage of every CTA whose loads it has read."""
-        _, pairs_m, ctas_n, _ = self.cluster_layout.shape
-        return PipelineTmaUmma.create(
+        readers = self.reading_mmas(self.cluster_mn)
+        if self.config.fallback_cluster is not None:
+            readers = either(place, Int32(readers), Int32(self.reading_mmas(self.config.fallback_cluster)))
+        ring = PipelineTmaUmma.create(
             num_stages=self.resources.ab_stages,
             producer_group=threads(1 + self.copying_warps),
-            consumer_group=threads(pairs_m + ctas_n - 1),
+            consumer_group=threads(readers),
             tx_count=self.stage_bytes,
             barrier_storage=barriers,
             cta_layout_vmnk=self.cluster_layout,
             defer_sync=True,
         )
+        if self.config.fallback_cluster is None:
+            return ring
+        freed = either(place, self.freed_by(place, self.cluster_mn), self.freed_by(place, self.config.fallback_cluster))
+        return replace(ring, producer_mask=freed, consumer_mask=freed)
+
+    def reading_mmas(self, cluster_mn: tuple[int, int]) -> int:
+        """MMA warps that read what a CTA loads, in a cluster of this shape."""
+        _, pairs_m, ctas_n, _ = self.layout_of(cluster_mn).shape
+        return pairs_m + ctas_n - 1
+
+    def freed_by(self, place: CtaPlace, cluster_mn: tuple[int, int]):
+        """Int16: the CTAs whose loads the MMA warp of this one, or of its pair, reads."""
+        mask = cutlass.Int16(0)
+        for member in range(self.mma_ctas):
+            for part in self.masks_in(place._replace(m=place.m // self.mma_ctas * self.mma_ctas + member), cluster_mn):
+                mask |= part
+        return mask
 
     def make_acc_pipeline(self) -> PipelineUmmaAsync:
         """Accumulators: two tiles' in tensor memory."""
@@ -248,7 +268,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
             make_pipeline_state(PipelineUserType.Consumer, self.resources.ab_stages),
             make_pipeline_state(PipelineUserType.Producer, self.resources.acc_stages),
         )
-        is_multiplying = cta.cta_m % self.mma_ctas == 0
+        is_multiplying = cta.place.m % self.mma_ctas == 0
         cursor = cta.works.first()
         while cursor.work.is_valid:
             if is_multiplying:

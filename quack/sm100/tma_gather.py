@@ -107,8 +107,8 @@ class TmaGatherRole(LoadRoles):
         if cutlass.const_expr(not self.gathers_a):
             return LoadRoles.load_work(self, cta, work, state)
         tile_m, _, tile_k = self.tile_mnk
-        _, b_mask = self.multicast_masks(cta)
-        tBsB, tBgB = self.partition_b(cta, work)
+        _, b_mask = self.multicast_masks(cta.place)
+        b_shares, b_descriptor = self.partition_b(cta, work), self.descriptor(cta.problem, Operand.B, work)
         tile = gather_tile(self.specs.a, tile_m, tile_k)
         gatherer = LineGatherer(
             tile=tile,
@@ -133,16 +133,9 @@ class TmaGatherRole(LoadRoles):
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             gatherer.load_tile(indices, element, state.index, full.toint())
-            for atom, tSsS, tSgS, mask in scales:
-                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
-            cute.copy(
-                cta.operands.b.atom,
-                tBgB[None, k_tile],
-                tBsB[None, state.index],
-                tma_bar_ptr=full,
-                mcast_mask=b_mask,
-                tma_desc_ptr=self.descriptor(cta.problem, Operand.B, work),
-            )
+            for operand, shares, mask in scales:
+                self.copy_shares(cta.place, operand, shares, k_tile, (state, full), mask)
+            self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             indices = following
             state.advance()
         return state

@@ -8,7 +8,7 @@ from tests.epilogue_act_cases import ActCase, Backward, Forward, backward_cases,
 emulated = pytest.mark.parametrize("schedule, checks", [("latest", ("all",))], ids=["latest-checked"])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @emulated
 @pytest.mark.parametrize("case", forward_cases(), ids=str)
 def test_forward(case: ActCase, schedule: str, checks: tuple[str, ...]):
@@ -18,7 +18,7 @@ def test_forward(case: ActCase, schedule: str, checks: tuple[str, ...]):
     t.verify()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @emulated
 @pytest.mark.parametrize("case", backward_cases(), ids=str)
 def test_backward(case: ActCase, schedule: str, checks: tuple[str, ...]):

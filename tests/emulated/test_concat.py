@@ -21,6 +21,7 @@ SCHEDULES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.one_in(3)
 @SCHEDULES
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_reference(case: ConcatCase, schedule: str, checks: tuple[str, ...]):
@@ -30,6 +31,7 @@ def test_against_reference(case: ConcatCase, schedule: str, checks: tuple[str, .
     verify(case, t, C)
 
 
+@pytest.mark.one_in(3)
 @SCHEDULES
 @pytest.mark.parametrize("case", ragged_cases(), ids=str)
 def test_ragged_against_reference(case: RaggedConcatCase, schedule: str, checks: tuple[str, ...]):

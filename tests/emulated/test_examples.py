@@ -2,16 +2,19 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import quack
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 
 def example(name: str) -> ModuleType:
@@ -22,12 +25,23 @@ def example(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda p: p.stem)
-def test_runs_emulated_and_says_so(path: Path):
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_runs_emulated_and_says_so(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """As scripts, but in this process, which has imported everything already."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runpy.run_path(str(path), run_name="__main__")
+    says_so(capsys.readouterr().out)
+
+
+def test_runs_in_a_process_of_its_own():
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, path], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, SCRIPTS[0]], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "no CUDA device here" in done.stdout and "emulator" in done.stdout
+    says_so(done.stdout)
+
+
+def says_so(printed: str) -> None:
+    assert "no CUDA device here" in printed and "emulator" in printed
 
 
 def test_the_mixture_of_experts_learns():

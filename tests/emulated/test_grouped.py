@@ -9,6 +9,7 @@ import quack
 from tests.grouped_cases import MIXED, GroupedCase, GroupedOperands, cases, run, verify
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_reference(case: GroupedCase, schedule: str, checks: tuple[str, ...]):

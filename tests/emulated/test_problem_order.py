@@ -26,6 +26,7 @@ from tests.order_cases import (
 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_reference(case: OrderCase, schedule: str, checks: tuple[str, ...]):

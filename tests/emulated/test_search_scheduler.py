@@ -86,6 +86,7 @@ def draw(kind: type[SearchScheduler], generator: torch.Generator) -> Problems:
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cluster", [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("raster", list(RasterOrder))
 @pytest.mark.parametrize("kind", [VarlenStaticScheduler, GroupedStaticScheduler])

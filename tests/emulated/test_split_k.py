@@ -9,13 +9,14 @@ from quack.gemm_config import GemmConfig
 from quack.runtime import dispatch, split_k
 from tests.cases import Case
 from tests.ragged_cases import RaggedCase
+from tests.schedules import SEEDS
 from tests.split_cases import MODES, Run, SplitCase, cases
 
 SMS = 4
-RANDOM = tuple(f"random:{seed}" for seed in range(6))
+RANDOM = tuple(f"random:{seed}" for seed in SEEDS)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_against_reference(case: SplitCase, mode: SplitKMode):

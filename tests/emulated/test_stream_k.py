@@ -11,11 +11,12 @@ from quack.gemm_config import GemmConfig
 from quack.heuristics.split_k import Choice
 from quack.runtime import call, dispatch, plan, split_k
 from tests.cases import Case
+from tests.schedules import SEEDS
 from tests.split_cases import Run, SplitCase, stream_cases
 
 SMS = 4
 STREAM = SplitKMode.STREAM
-RANDOM = tuple(f"random:{seed}" for seed in range(6))
+RANDOM = tuple(f"random:{seed}" for seed in SEEDS)
 PINGPONG = GemmConfig(64, 64, pingpong=True, cluster_m=1)
 COOPERATIVE = GemmConfig(64, 64, cluster_m=1)
 

@@ -40,6 +40,7 @@ def problem(m: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return A, B, A.double() @ B.double()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:.*Everything.* spills")
 @pytest.mark.parametrize("case", EVERYTHING, ids=str)
 def test_every_port(case: EverythingCase):

@@ -449,25 +449,26 @@ def test_alternative(changes: dict[str, Any], alternative: str):
 
 
 def compiled_sample(seed: int) -> dict[str, Cell]:
-    """Legal cells, a few of each adapter, with as many different storages, epilogues and configurations as there are."""
+    """Legal cells, a few of each adapter, all with different storages and configurations."""
     rng, found = random.Random(seed), {}
     for adapter, count in ((DENSE, 3), (VARLEN_M, 4), (VARLEN_K, 4), (GATHER_M, 4), (GATHER_K, 4), (GROUPED, 5)):
-        legal = [cell for cell in all_storages(adapter) if not may_say(cell)]
-        storages = sorted({cell.storage for cell in legal})
-        configs = sorted({cell.config for cell in legal}, key=str)
-        rng.shuffle(storages)
-        rng.shuffle(configs)
-        for i in range(count):
-            of_kind = [c for c in legal if c.storage == storages[i % len(storages)]]
-            of_config = [c for c in of_kind if c.config == configs[i % len(configs)]]
-            cell = rng.choice(of_config or of_kind)
+        cells, storages, configs = list(all_storages(adapter)), set(), set()
+        rng.shuffle(cells)
+        for cell in cells:
+            if cell.storage in storages or cell.config in configs or may_say(cell):
+                continue
+            storages.add(cell.storage)
+            configs.add(cell.config)
             if family(cell.a) != "fp8":
                 dtype = rng.choice((BF16, FP16))
                 cell = cell._replace(a=dtype, b=dtype)
             found[str(cell)] = cell
+            if len(storages) == count:
+                break
     return found
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", SAMPLE := compiled_sample(seed=11))
 def test_an_admitted_cell_compiles(name: str):
     facts = kernel_facts(build(SAMPLE[name]))

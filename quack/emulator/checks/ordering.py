@@ -137,7 +137,7 @@ class Ordering(Observer):
         shape = machine.shape
         self.per_cluster = -(-shape.block.size // LANES) * shape.cluster.size
         clusters = shape.grid.size // shape.cluster.size
-        slots = min(clusters, max(1, machine.sms // shape.cluster.size))
+        slots = min(clusters, machine.slots)
         self.nothing = Knowledge(np.zeros((_ROWS, slots * self.per_cluster), np.int32), (0,) * _OP_ROWS)
         self.actors: dict[int, _Actor] = {}
         self.times = [0] * (slots * self.per_cluster)  # of the last warp that had this index
@@ -150,7 +150,8 @@ class Ordering(Observer):
     def actor(self, warp: Any) -> _Actor:
         found = self.actors.get(warp.uid)
         if found is None:
-            index = warp.cta.cluster.slot * self.per_cluster + warp.uid % self.per_cluster
+            cluster = warp.cta.cluster
+            index = cluster.slot * self.per_cluster + warp.uid - cluster.warps[0].uid
             found = self.actors[warp.uid] = _Actor(warp, index, self.times[index] + 1, self.nothing)
         return found
 

@@ -2,7 +2,7 @@
 
 A request takes the next cluster of the launch that has not started. The 16-byte response is opaque in the ISA; here its
 words are ctaid.x, y, z of the first CTA of that cluster and 1, or zeros. A request may fail although clusters are left; under
-random schedules it sometimes does.
+random schedules it sometimes does. Where a launch has clusters of two shapes, see `cluster_queue`.
 """
 
 import struct
@@ -57,9 +57,8 @@ def _cancellation(w: Any, op: AsyncOp, targets: list[Any], offset: int, barrier:
     def run() -> None:
         words = (0, 0, 0, 0)
         fails = machine.random is not None and machine.random.random() < FAILURE_RATE
-        if machine.waiting and not fails:
-            index, size = machine.waiting.popleft(), machine.shape.cluster
-            words = (index.x * size.x, index.y * size.y, index.z * size.z, 1)
+        if not fails and (place := machine.waiting.take(w.cta.cluster.dims)) is not None:
+            words = (*place.origin, 1)
         data = np.frombuffer(struct.pack("<4I", *words), np.uint8)
         for cta in targets:
             if machine.observer is not None:

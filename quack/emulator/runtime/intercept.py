@@ -174,7 +174,7 @@ class Interceptor:
 
 def launch_fault(launch: Launch, device: DeviceProperties) -> Optional[str]:
     """Why CUDA would refuse this launch, or None."""
-    grid, block, cluster = launch.grid, launch.block, launch.cluster
+    grid, block, cluster, preferred = launch.grid, launch.block, launch.cluster, launch.preferred_cluster
     if not (grid.size and block.size and cluster.size):
         return f"no extent may be 0: grid {tuple(grid)}, block {tuple(block)}, cluster {tuple(cluster)}"
     if any(n > limit for n, limit in zip(grid, MAX_GRID)):
@@ -183,6 +183,15 @@ def launch_fault(launch: Launch, device: DeviceProperties) -> Optional[str]:
         return f"block {tuple(block)} exceeds {MAX_BLOCK} or {MAX_BLOCK_THREADS} threads"
     if cluster.size > MAX_CLUSTER or any(n % step for n, step in zip(grid, cluster)):
         return f"cluster {tuple(cluster)} has more than {MAX_CLUSTER} CTAs or does not divide the grid {tuple(grid)}"
+    if preferred is not None and (
+        preferred.size > MAX_CLUSTER
+        or any(n % step for n, step in zip(preferred, cluster))
+        or any(n % step for n, step in zip(grid, preferred))
+    ):
+        return (
+            f"preferred cluster {tuple(preferred)} has more than {MAX_CLUSTER} CTAs, is no multiple of the cluster "
+            f"{tuple(cluster)} or does not divide the grid {tuple(grid)}"
+        )
     if launch.dynamic_smem > device.smem_per_block:
         return f"{launch.dynamic_smem} bytes of dynamic shared memory exceed {device.smem_per_block}"
     return None

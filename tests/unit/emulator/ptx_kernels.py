@@ -77,6 +77,7 @@ def run_kernel(
     module: str = "",
     observer: Optional[Observer] = None,
     target: str = "sm_120a",
+    preferred: Optional[Extent] = None,
 ) -> Machine:
     """Run `body` (see `kernel_text`), by default on one CTA; the kernel reads and writes `buffers` in place."""
     program = _program(kernel_text(body, len(buffers), target, len(descriptors), module))
@@ -85,7 +86,9 @@ def run_kernel(
         parameters += bytes(-len(parameters) % 128) + b"".join(descriptors)
     machine = Machine(
         program,
-        LaunchShape(extent(grid), extent(threads), extent(cluster), dynamic_smem=shared),
+        LaunchShape(
+            extent(grid), extent(threads), extent(cluster), shared, None if preferred is None else extent(preferred)
+        ),
         parameters,
         GlobalMemory([(b.ctypes.data, b.nbytes) for b in buffers]),
         Schedule.parse(schedule),
