@@ -217,7 +217,7 @@ TCGEN05 = Execution(
     features=SEAMS - {Feature.PINGPONG} | {Feature.TMA_GATHER},
     scaled_kernel="quack.sm100.blockscaled:BlockScaledGemmSm100",
     scaled={
-        BlockScaling.MX: (INPUTS_8, frozenset((Dtype.E2M1,))),
+        BlockScaling.MX: (INPUTS_8 | {Dtype.WIDE_E2M1}, frozenset((Dtype.E2M1,))),
         BlockScaling.NV: (frozenset((Dtype.E2M1,)),),
     },
 )

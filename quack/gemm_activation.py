@@ -28,6 +28,7 @@ from .gemm_operands import (
     product_ref,
     require_tensor,
     rows_ref,
+    with_scales,
 )
 
 # (dx, postact) or (dx, postact, reduction)
@@ -72,8 +73,7 @@ def gemm_act(
         raise ValueError("preact_out is given and store_preact is False: pass one of them")
     function, names = activation_of(activation), operand_names(concat_layout)
     operands = {"A": A, "B": B, "C": C, "bias": bias, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
-    if A_scale is not None or B_scale is not None:
-        operands |= {"A_scale": A_scale, "B_scale": B_scale}
+    operands = with_scales(operands, A_scale, B_scale)
     call = Forward(function, store_preact, out_dtype, postact_dtype, dynamic_scheduler, names)
     return launch_forward(operands, preact_out, postact_out, call)
 
@@ -150,6 +150,8 @@ def gemm_dact(
     tuned: bool = True,
     *,
     store_postact: bool = True,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> Gradients:
     """dx = activation'(PreAct) * (A @ B), postact = activation(PreAct). Returns (dx, postact), and the reduction if asked for.
 
@@ -158,11 +160,12 @@ def gemm_dact(
     A unless out_dtype (of dx) or postact_dtype says otherwise. store_postact=False returns None for postact.
     colvec_scale (M,), (L, M) or (total_m,): postact was multiplied with it row by row. dx and the postact that is returned are,
     too. colvec_reduce=True also returns its gradient, fp32 of that shape: the sums over N of (A @ B) * activation(PreAct).
-    cu_seqlens_m, A_idx, dynamic_scheduler: as in `gemm`.
+    cu_seqlens_m, A_idx, dynamic_scheduler: as in `gemm`. A_scale, B_scale: of block-scaled A and B, as in `gemm_blockscaled`.
     """
     if postact_out is not None and not store_postact:
         raise ValueError("postact_out is given and store_postact is False: pass one of them")
     operands = {"A": A, "B": B, "colvec_scale": colvec_scale, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+    operands = with_scales(operands, A_scale, B_scale)
     call = Backward(
         activation_of(activation), store_postact, colvec_reduce, out_dtype, postact_dtype, dynamic_scheduler
     )  # fmt: skip
@@ -187,11 +190,14 @@ def gemm_dgated(
     tuned: bool = True,
     *,
     store_postact: bool = True,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> Gradients:
     """`gemm_dact` with a gated activation: PreAct and dx have 2 N columns."""
     return gemm_dact(
         A, B, PreAct, GatedActivation.of(activation), dx_out, postact_out, out_dtype, postact_dtype, colvec_scale,
-        colvec_reduce, cu_seqlens_m, A_idx, dynamic_scheduler, tuned, store_postact=store_postact,
+        colvec_reduce, cu_seqlens_m, A_idx, dynamic_scheduler, tuned, store_postact=store_postact, A_scale=A_scale,
+        B_scale=B_scale,
     )  # fmt: skip
 
 

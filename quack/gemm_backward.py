@@ -10,7 +10,7 @@ import torch
 from .activation import GatedActivation
 from .gemm_config import GemmConfig
 from .gemm_interface import writes_only
-from .gemm_operands import AnyActivation, activation_of, output_of, preact_shape, product_shape
+from .gemm_operands import AnyActivation, activation_of, output_of, preact_shape, product_shape, with_scales
 from .gemm_port import PortKind
 from .runtime.call import Form, Operands, launch
 from .runtime.epilogue import Allocated, Port, Term
@@ -53,6 +53,8 @@ def check_words(name: str, tensor: torch.Tensor, function: GatedActivation) -> N
             f"{name} has dtype {tensor.dtype}: the gradient of {function.value} reads pairs of 16-bit numbers",
             f"{name}.bfloat16()",
         )
+    if tensor.numel() == 0:
+        return
     strides = [step for step, extent in zip(tensor.stride()[:-1], tensor.shape) if extent > 1]
     if tensor.stride(-1) != 1 or any(step % 2 for step in strides) or tensor.data_ptr() % 4:
         raise UnsupportedGemm(
@@ -118,7 +120,7 @@ def _request(operands: Operands, *options: Any) -> GemmRequest:
     )  # fmt: skip
 
 
-_FORM = Form(_request, _outputs, convert=as_words)
+BACKWARD = Form(_request, _outputs, convert=as_words)
 Gradients = tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
 
 
@@ -138,7 +140,7 @@ def launch_backward(
 
 
 def _run(operands: Operands, call: Backward) -> Gradients:
-    partials = launch(_FORM, operands, call)
+    partials = launch(BACKWARD, operands, call)
     sums = operands["sums"]
     if sums is not None:
         sum_rows(partials["colvec_reduce"], out=sums)
@@ -158,11 +160,14 @@ def _op(
     colvec_scale: Optional[torch.Tensor],
     cu_seqlens_m: Optional[torch.Tensor],
     A_idx: Optional[torch.Tensor],
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> None:
     operands = {
         "A": A, "B": B, "colvec_scale": colvec_scale, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx, "out": dx, "C": x,
         "postact_out": postact, "sums": sums,
     }  # fmt: skip
+    operands = with_scales(operands, A_scale, B_scale)
     _run(operands, Backward(activation_of(activation), postact is not None, sums is not None, dynamic=dynamic))
 
 

@@ -10,7 +10,7 @@ from .cute_dtype import CUTE_DTYPE
 from .epilogue.fragment_layout import FragmentLayout
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
-from .gemm_port import EpilogueOpSpec, PortKind, present_ports
+from .gemm_port import EpilogueOpSpec, PortKind, argument_ports
 
 
 class TmaOperand(NamedTuple):
@@ -139,7 +139,7 @@ class GemmBase:
         """Host. The mixins' tiles by kind, in kernel mode order, and the other epilogue arguments."""
         tiles: dict[PortKind, list] = {PortKind.TILE_INPUT: [], PortKind.TILE_OUTPUT: []}
         others = []
-        for port, argument in zip(present_ports(self.epilogue_specs), arguments or (), strict=True):
+        for port, argument in zip(argument_ports(self.epilogue_specs), arguments or (), strict=True):
             if port.kind.is_tile:
                 tiles[port.kind].append(kernel_modes(argument, port.layout))
             else:
@@ -155,7 +155,7 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
     """
     if cutlass.const_expr(tensor is None):
         return None
-    if cutlass.const_expr(spec.dtype.bits < 8):
+    if cutlass.const_expr(spec.dtype.is_packed):
         tensor = unpacked(tensor, spec)
     first = spec.ndim - 2
     outer, inner = (first + 1, first) if spec.transposed else (first, first + 1)
@@ -169,8 +169,8 @@ def kernel_modes(tensor: Optional[cute.Tensor], spec: cutlass.Constexpr[Any]) ->
 
 @cute.jit
 def unpacked(tensor: cute.Tensor, spec: cutlass.Constexpr[Any]) -> cute.Tensor:
-    """A tensor of bytes, with several elements in each along the contiguous dimension, as a tensor of elements."""
-    count = 8 // spec.dtype.bits
+    """A tensor of bytes, with two elements in each along the contiguous dimension, as a tensor of elements."""
+    count = 2
     unit = spec.unit_stride_dim
     shape = [extent * count if d == unit else extent for d, extent in enumerate(tensor.shape)]
     stride = [1 if d == unit else step * count for d, step in enumerate(tensor.stride)]

@@ -17,11 +17,20 @@ class Dtype(enum.Enum):
     E4M3 = "fp8_e4m3"
     E5M2 = "fp8_e5m2"
     E2M1 = "fp4_e2m1"  # two a byte, along K
+    WIDE_E2M1 = (
+        "fp4_e2m1 beside fp8"  # the same, but in shared memory 16 of them have 16 bytes, of which 8 are left out
+    )
     E8M0 = "e8m0"  # powers of two, of scales only
 
     @property
     def bits(self) -> int:
+        """In shared memory."""
         return _DTYPE_BITS[self]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether tensors have two elements a byte."""
+        return self in (Dtype.E2M1, Dtype.WIDE_E2M1)
 
     @property
     def bytes(self) -> int:
@@ -47,6 +56,7 @@ _DTYPE_BITS = {
     Dtype.E4M3: 8,
     Dtype.E5M2: 8,
     Dtype.E2M1: 4,
+    Dtype.WIDE_E2M1: 8,
     Dtype.E8M0: 8,
 }
 

@@ -10,7 +10,7 @@ import torch
 from .activation import GatedActivation
 from .gemm_config import GemmConfig
 from .gemm_interface import _split_names, writes_only
-from .gemm_operands import AnyActivation, Outputs, activation_of, output_of, postact_shape, product_shape
+from .gemm_operands import AnyActivation, Outputs, activation_of, output_of, postact_shape, product_shape, with_scales
 from .gemm_port import PortKind
 from .runtime.call import Form, Operands, launch
 from .runtime.epilogue import Port, Term
@@ -76,7 +76,7 @@ def _request(operands: Operands, *options: Any) -> GemmRequest:
     return forward_request(preact=preact, postact=postact, function=call.activation, **fields)
 
 
-_FORM = Form(_request, _outputs)
+FORWARD = Form(_request, _outputs)
 
 
 def launch_forward(
@@ -85,7 +85,7 @@ def launch_forward(
     """(preact, postact), allocated if not given. operands: A, B, C, bias or rstd, cu_seqlens_m, A_idx."""
     operands["out"], operands["postact_out"] = (preact, postact) if call.stores_preact else (postact, None)
     if not torch.compiler.is_compiling():
-        launch(_FORM, operands, call)
+        launch(FORWARD, operands, call)
         out = operands["out"]
         return (out, operands["postact_out"]) if call.stores_preact else (None, out)
     _outputs(operands, *call)
@@ -124,8 +124,7 @@ def _op(
     B_scale: Optional[torch.Tensor] = None,
 ) -> None:
     operands = {"A": A, "B": B, "C": C, "bias": bias, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
-    if A_scale is not None:
-        operands |= {"A_scale": A_scale, "B_scale": B_scale}
+    operands = with_scales(operands, A_scale, B_scale)
     function, names = activation_of(activation), _split_names(concat_layout)
     launch_forward(operands, preact, postact, Forward(function, preact is not None, None, None, dynamic, names))
 

@@ -35,7 +35,9 @@ from .runtime.user_epilogue import UserOptions, user_call
 from .split_k import SplitKMode
 
 Scalar = Union[float, torch.Tensor]
-COMPILING = "quack: epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
+COMPILING = (
+    "quack: config=, epilogue= and commit= take objects, which no op of a graph can; the call runs outside of it"
+)
 _STREAM = SplitKMode.STREAM  # an attribute of an enum takes time
 
 

@@ -28,6 +28,7 @@ from .gemm_operands import (
     require_tensor,
     rows_ref,
     store_ref,
+    with_scales,
 )
 from .gemm_port import PortKind
 from .gemm_reduction import row_reduction
@@ -63,16 +64,20 @@ def gemm_rms(
     cu_seqlens_m: Optional[torch.Tensor] = None,
     A_idx: Optional[torch.Tensor] = None,
     config: Optional[GemmConfig] = None,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(D, rstd): rstd = rsqrt(mean over N of (A @ B + C)^2 + eps), D = (A @ B + C) * norm_weight.
 
     norm_weight (N,) or (L, N), None for ones. rstd is fp32 (M,), (L, M) or (total_m,), computed from the fp32 sums before they
     are scaled and rounded to D's dtype, in an order that is the same in every run. C has the shape of D and may be it.
-    cu_seqlens_m, A_idx: as in `gemm`. N = 0 gives rstd = rsqrt(eps).
+    cu_seqlens_m, A_idx: as in `gemm`. N = 0 gives rstd = rsqrt(eps). A_scale, B_scale: of block-scaled A and B, as in
+    `gemm_blockscaled`.
     """
     operands: Operands = {
         "A": A, "B": B, "out": out, "C": C, "norm_weight": norm_weight, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx,
     }  # fmt: skip
+    operands = with_scales(operands, A_scale, B_scale)
     if torch.compiler.is_compiling():
         if out is not None and out is C:
             raise UnsupportedGemm("gemm_rms in place (out is C) has no form for torch.compile", "an out of its own")
@@ -122,6 +127,8 @@ def _rms_op(
     dynamic: bool,
     cu_seqlens_m: Optional[torch.Tensor],
     A_idx: Optional[torch.Tensor],
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     operands = {
         "A": A,
@@ -132,11 +139,12 @@ def _rms_op(
         "cu_seqlens_m": cu_seqlens_m,
         "A_idx": A_idx,
     }
+    operands = with_scales(operands, A_scale, B_scale)
     return _launch_rms(operands, eps, None, dynamic, None)[1]
 
 
 @_rms_op.register_fake
-def _(A, B, out, C, norm_weight, eps, dynamic, cu_seqlens_m, A_idx):
+def _(A, B, out, C, norm_weight, eps, dynamic, cu_seqlens_m, A_idx, A_scale=None, B_scale=None):
     return A.new_empty(out.shape[:-1], dtype=torch.float32)
 
 
@@ -181,15 +189,20 @@ def gemm_norm_act(
     dynamic_scheduler: bool = False,
     tuned: bool = True,
     concat_layout: Optional[tuple[str, ...]] = None,
+    *,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> Outputs:
     """(preact, postact): preact = rstd[:, None] * (A @ B) + C, postact = activation(preact).
 
     rstd (M,), (L, M) or (total_m,), any float dtype, None for ones. activation: see `quack.activation`; gated ones combine
     columns 2j (gate) and 2j + 1 (up), so postact has N / 2 columns. preact is None unless `store_preact` or `preact_out` asks
-    for it; out_dtype is its dtype. concat_layout: names out of "A", "B", "C", as in `gemm`.
+    for it; out_dtype is its dtype. concat_layout: names out of "A", "B", "C", as in `gemm`. A_scale, B_scale: of block-scaled A and
+    B, as in `gemm_blockscaled`.
     """
     function, names = activation_of(activation), operand_names(concat_layout)
     operands = {"A": A, "B": B, "C": C, "rstd": rstd, "cu_seqlens_m": cu_seqlens_m, "A_idx": A_idx}
+    operands = with_scales(operands, A_scale, B_scale)
     stores = store_preact or preact_out is not None
     call = Forward(function, stores, out_dtype, postact_dtype, dynamic_scheduler, names)
     return launch_forward(operands, preact_out, postact_out, call)

@@ -1,6 +1,6 @@
 """What GEMMs with activations and norms share: names, shapes and outputs of a call, and their references."""
 
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 
@@ -23,6 +23,15 @@ def activation_of(name: ActivationName) -> AnyActivation:
     if (name is None or isinstance(name, str)) and name in _BY_NAME:
         return _BY_NAME[name]
     raise ValueError(f"activation is {name!r}, expected one of {', '.join(map(repr, _BY_NAME))}")
+
+
+def with_scales(
+    operands: dict[str, Any], A_scale: Optional[torch.Tensor], B_scale: Optional[torch.Tensor]
+) -> dict[str, Any]:
+    """operands, and the scales of block-scaled A and B if there are any."""
+    if A_scale is not None or B_scale is not None:
+        operands |= {"A_scale": A_scale, "B_scale": B_scale}
+    return operands
 
 
 def product_shape(A: torch.Tensor, B: torch.Tensor, A_idx: Optional[torch.Tensor]) -> tuple[int, ...]:

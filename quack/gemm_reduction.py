@@ -6,6 +6,7 @@ import torch
 
 from .gemm_config import GemmConfig
 from .gemm_interface import Scalar, add_output
+from .gemm_operands import with_scales
 from .gemm_port import PortKind
 from .reduction import Reduction
 from .runtime.call import Form, Operands, launch
@@ -66,25 +67,30 @@ def gemm_reduce(
     A_idx: Optional[torch.Tensor] = None,
     dynamic_scheduler: bool = False,
     config: Optional[GemmConfig] = None,
+    A_scale: Optional[torch.Tensor] = None,
+    B_scale: Optional[torch.Tensor] = None,
 ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """(out, row, col): out = alpha * A @ B + beta * C + bias, and reductions of it before it is rounded to out's dtype.
 
     row, col: a `Reduction` or its name ("sum", "sum_of_squares", "max", "log_sum_exp"), None for none. The results are fp32,
     row (M,), (L, M) or (total_m,), col (N,) or (L, N). The bias gradient of a layer with weight gradient or input gradient GEMM
     is col="sum". Deterministic: partial results of tiles are combined in a fixed order. Shapes, dtypes and errors as in `gemm`;
-    col is refused with cu_seqlens_m. torch.compile breaks the graph here.
+    col is refused with cu_seqlens_m. A_scale, B_scale: of block-scaled A and B, as in `gemm_blockscaled`. torch.compile breaks the
+    graph here.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.disable(gemm_reduce, reason="quack.gemm_reduce runs outside of graphs")(
             A, B, C, bias, row=row, col=col, out=out, out_dtype=out_dtype, alpha=alpha, beta=beta, config=config,
             cu_seqlens_m=cu_seqlens_m, cu_seqlens_k=cu_seqlens_k, A_idx=A_idx, dynamic_scheduler=dynamic_scheduler,
+            A_scale=A_scale, B_scale=B_scale,
         )  # fmt: skip
     reductions = tuple([None if kind is None else Reduction.of(kind) for kind in (row, col)])
     operands: Operands = {
         "A": A, "B": B, "out": out, "C": C, "bias": bias, "alpha": alpha, "beta": beta, "cu_seqlens_m": cu_seqlens_m,
         "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
     }  # fmt: skip
-    partials = launch(_FORM, operands, (out_dtype, *reductions, dynamic_scheduler, config))
+    operands = with_scales(operands, A_scale, B_scale)
+    partials = launch(REDUCE, operands, (out_dtype, *reductions, dynamic_scheduler, config))
     results = [_total(partials.get(name), kind, dim) for name, kind, dim in zip(("row", "col"), reductions, (-1, -2))]
     return operands["out"], results[0], results[1]
 
@@ -111,4 +117,4 @@ def _request(
     return GemmRequest(**operands, config=config, dynamic=dynamic, epilogue=(*rows, *columns))
 
 
-_FORM = Form(_request, add_output)
+REDUCE = Form(_request, add_output)

@@ -22,11 +22,12 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64
 
+from .block_scales import BLOCK_ROWS, BLOCK_WORDS
 from .gemm_config import GemmConfig
 from .gemm_port import ArgumentKind
 from .gemm_problem_adapter import Operand, ProblemAdapter, ProblemShape, TileGrid
 from .gemm_work import WorkDesc
-from .search_scheduler import VarlenDynamicScheduler, VarlenStaticScheduler, VarlenTileGrid
+from .search_scheduler import WARP, VarlenDynamicScheduler, VarlenStaticScheduler, VarlenTileGrid, prefix_sum
 from .tile_scheduler import TileScheduler
 
 BIG = 1 << 30
@@ -49,6 +50,17 @@ def ragged_slice(view: cute.Tensor, mode: cutlass.Constexpr[int], start: Int32, 
     offset = [0, 0, 0, 0]
     offset[mode] = BIG - size
     return cute.domain_offset(tuple(offset), view)[None, None, start + size, BIG]
+
+
+@cute.jit
+def blocks_before(cu_seqlens: cute.Tensor, problem: Int32, unit: cutlass.Constexpr[int]) -> Int32:
+    """Device, all lanes of a warp. Blocks of so many elements of all groups before this one, each of which has whole ones."""
+    lane, blocks = cute.arch.lane_idx(), Int32(0)
+    for first in cutlass.range(0, problem, WARP, unroll=1):
+        group = first + lane
+        if group < problem:
+            blocks += cute.ceil_div(cu_seqlens[group + 1] - cu_seqlens[group], unit)
+    return cute.arch.shuffle_sync(prefix_sum(blocks, lane), WARP - 1)
 
 
 class VarlenMParams(NamedTuple):
@@ -100,6 +112,21 @@ class VarlenMAdapter(ProblemAdapter):
             return ragged_slice(tensor, 0, work.start, work.m)
         return cute.domain_offset((work.start, 0), tensor[None, None, 0])
 
+    @cute.jit
+    def scales(
+        self,
+        params: VarlenMParams,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+        block_k: cutlass.Constexpr[int],
+    ) -> cute.Tensor:
+        if cutlass.const_expr(which is Operand.B):
+            return cute.domain_offset((row_block, 0), tensor[None, None, work.problem])
+        first = blocks_before(params.cu_seqlens, work.problem, BLOCK_ROWS)
+        return cute.domain_offset((first + row_block, 0), tensor[None, None, 0])
+
 
 class VarlenKParams(NamedTuple):
     """cu_seqlens (G + 1,) int32; M and N of every group."""
@@ -111,8 +138,9 @@ class VarlenKParams(NamedTuple):
 
 
 class VarlenKAdapter(ProblemAdapter):
-    """K is split among the groups; a group without k gives beta * C. A is M-major and B N-major."""
+    """K is split among the groups; a group without k gives beta * C. A is M-major and B N-major, or (block-scaled) both are K-major."""
 
+    has_ragged_k = True
     arguments = {"cu_seqlens": ArgumentKind.INT32_VECTOR}
 
     @cute.jit
@@ -126,7 +154,9 @@ class VarlenKAdapter(ProblemAdapter):
         return TileGrid(cute.ceil_div(params.m, tile_m), cute.ceil_div(params.n, tile_n), params.problems)
 
     def tma_tensor(self, which: Operand, tensor: cute.Tensor) -> cute.Tensor:
-        return ragged_view(tensor, 1) if which in (Operand.A, Operand.B) else tensor
+        # TMA needs pitches of 16 bytes in every mode, so a contiguous one cannot be ragged: its loads run on.
+        is_strided = not isinstance(tensor.stride[1], int)
+        return ragged_view(tensor, 1) if which in (Operand.A, Operand.B) and is_strided else tensor
 
     @cute.jit
     def problem_shape(self, params: VarlenKParams, work: WorkDesc) -> ProblemShape:
@@ -143,5 +173,22 @@ class VarlenKAdapter(ProblemAdapter):
     ) -> cute.Tensor:
         if cutlass.const_expr(which is Operand.A or which is Operand.B):
             start = params.cu_seqlens[work.problem]
-            return ragged_slice(tensor, 1, start, params.cu_seqlens[work.problem + 1] - start)
+            if cutlass.const_expr(cute.rank(tensor) == 4):
+                return ragged_slice(tensor, 1, start, params.cu_seqlens[work.problem + 1] - start)
+            return cute.domain_offset((0, start), tensor[None, None, 0])
         return tensor[None, None, work.problem]
+
+    @cute.jit
+    def scales(
+        self,
+        params: VarlenKParams,
+        which: cutlass.Constexpr[Operand],
+        tensor: cute.Tensor,
+        work: WorkDesc,
+        row_block: Int32,
+        block_k: cutlass.Constexpr[int],
+    ) -> cute.Tensor:
+        m, n, k = self.problem_shape(params, work)
+        rows = cute.ceil_div(m if cutlass.const_expr(which is Operand.A) else n, BLOCK_ROWS)
+        block = blocks_before(params.cu_seqlens, work.problem, block_k) * rows + row_block * cute.ceil_div(k, block_k)
+        return cute.domain_offset((0, block * BLOCK_WORDS), tensor[None, None, 0])

@@ -4,6 +4,7 @@ The reference multiplies with the scales as they were drawn, row by row, so it k
 padded with is random.
 """
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,11 @@ FORMATS = {
     "mxfp4": (None, None, E8M0, 32),
     "nvfp4": (None, None, E4M3, 16),
 }
+UNMIXED = tuple(FORMATS)
+FORMATS |= {
+    "mxfp8 x mxfp4": ("e4m3", None, E8M0, 32),
+    "mxfp4 x mxfp8": (None, "e5m2", E8M0, 32),
+}  # K is a multiple of 128
 ONE = GemmConfig(128, 128, cluster_m=1, device_capacity=10)
 PAIR = GemmConfig(256, 128, cluster_m=2, device_capacity=10)
 
@@ -134,7 +140,7 @@ class ScaledOperands:
 
 def tiles() -> Iterator[ScaledCase]:
     """Every format with every kind of tile: a CTA's or a pair's, of whole blocks of columns or not, one in tensor memory or two."""
-    formats = list(FORMATS)
+    formats = list(UNMIXED)
     configs = [
         ONE,
         PAIR,
@@ -168,5 +174,19 @@ def splits() -> Iterator[ScaledCase]:
     for i, mode in enumerate(SplitKMode):
         parts = None if mode is SplitKMode.STREAM else 3
         for j, config in enumerate((ONE, PAIR)):
-            name = list(FORMATS)[(2 * i + j) % len(FORMATS)]
+            name = UNMIXED[(2 * i + j) % len(UNMIXED)]
             yield ScaledCase(name, 130, 600, 1088, splits=parts, mode=mode, config=config, c="bf16", bias="bf16")
+
+
+def mixed() -> Iterator[ScaledCase]:
+    """fp4 beside fp8, which lies in shared memory with gaps."""
+    names = itertools.cycle(("mxfp8 x mxfp4", "mxfp4 x mxfp8"))
+    full = {"c": "bf16", "bias": "bf16", "alpha": 0.25, "beta": -2.0}
+    configs = [PAIR, ONE, replace(ONE, tile_n=192, cluster_m=2, cluster_n=2), replace(PAIR, tile_n=256, cluster_m=4)]
+    configs += [replace(PAIR, tile_n=64, is_dynamic_persistent=True), replace(ONE, tile_n=256, is_persistent=False)]
+    for config in (*configs, *configs[1::-1]):
+        yield ScaledCase(next(names), k=640, config=config)
+    yield ScaledCase("mxfp8 x mxfp4", 129, 136, 384, config=replace(PAIR, swap_ab=True), out="fp32", c="fp32")
+    yield ScaledCase("mxfp4 x mxfp8", 130, 72, 1152, batch=3, **full)
+    yield ScaledCase("mxfp8 x mxfp4", 7, 520, 2048, dynamic=True, splits=None)
+    yield ScaledCase("mxfp8 x mxfp4", 130, 264, 1152, splits=None, mode=SplitKMode.STREAM, config=PAIR, **full)

@@ -49,6 +49,7 @@ INPUTS: Mapping[str, Inputs] = {
     "e5m2 x e4m3": Inputs(Dtype.E5M2, Dtype.E4M3),
     "e4m3 precise": Inputs(Dtype.E4M3, Dtype.E4M3, precise=True),
     "mxfp8": Inputs(Dtype.E4M3, Dtype.E4M3, scaling=BlockScaling.MX),
+    "mxfp8 x mxfp4": Inputs(Dtype.E4M3, Dtype.WIDE_E2M1, scaling=BlockScaling.MX),
     "mxfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.MX),
     "nvfp4": Inputs(Dtype.E2M1, Dtype.E2M1, scaling=BlockScaling.NV),
 }
@@ -95,18 +96,18 @@ class Ports:
     """Ports of the mixins for a GEMM with these operands and this adapter."""
 
     def __init__(self, operands: OperandSpecs, adapter: str):
-        self.operands, self.is_grouped = operands, adapter == GROUPED
+        self.operands = operands
+        self.source = PortSource.TABLE if adapter == GROUPED else PortSource.DEVICE
         self.halved = replace(operands.d, is_halved=True)
 
     def vector(self, kind: PortKind, dtype: Dtype) -> PortSpec:
-        return PortSpec(kind, PortSource.TABLE if self.is_grouped else PortSource.DEVICE, dtype, 1)
+        return PortSpec(kind, self.source, dtype, 1)
 
     def tile(self, kind: PortKind, layout: Optional[OperandSpec] = None) -> PortSpec:
-        return PortSpec(kind, PortSource.DEVICE, layout=layout or self.operands.d)
+        return PortSpec(kind, self.source, layout=layout or self.operands.d)
 
-    @staticmethod
-    def partials(kind: PortKind) -> PortSpec:
-        return PortSpec(kind, PortSource.DEVICE, Dtype.FP32, 2)
+    def partials(self, kind: PortKind) -> PortSpec:
+        return PortSpec(kind, self.source, Dtype.FP32, 2)
 
     @staticmethod
     def scalar(kind: PortKind = PortKind.SCALAR) -> PortSpec:
@@ -242,8 +243,8 @@ AXES: Mapping[str, tuple[str, ...]] = {
 def base_spec(cell: Cell) -> GemmSpec:
     """The cell without its commit policy; the configuration is still open."""
     inputs, adapter = INPUTS[cell.inputs], ADAPTERS[cell.adapter]
-    # B has a matrix for each group where M is ragged, D where K is. A ragged K must be the strided mode.
-    inner = Major.OUTER if adapter in RAGGED_K else Major.INNER
+    # B has a matrix for each group where M is ragged, D where K is. A ragged K must be the strided mode, unless it is scaled.
+    inner = Major.OUTER if adapter in RAGGED_K and inputs.scaling is None else Major.INNER
     operands = OperandSpecs(
         OperandSpec(inputs.a, 2, False, inner, scaling=inputs.scaling),
         OperandSpec(inputs.b, 3 if adapter in RAGGED_M else 2, True, inner, scaling=inputs.scaling),

@@ -57,6 +57,8 @@ def gather_tile(spec: OperandSpec, tile_m: int, tile_k: int) -> GatherTile:
     """How the tile of an A like this is gathered."""
     is_by_row = spec.major is Major.INNER
     lines, contiguous = (tile_m, tile_k) if is_by_row else (tile_k, tile_m)
+    if spec.dtype.is_packed:  # counted in bytes
+        return GatherTile(is_by_row, lines, spec.dtype.bytes_of(contiguous) // LINE_BYTES, 1)
     return GatherTile(is_by_row, lines, contiguous * spec.dtype.bytes // LINE_BYTES, spec.dtype.bytes)
 
 

@@ -26,7 +26,7 @@ class ProducerRoles(GatherRoles):
         place = self.locate()
         allocator = SmemAllocator()
         barriers = allocator.allocate_array(
-            Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
+            Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES) + 1
         )
         cancels = None
         if cutlass.const_expr(self.cancels):

@@ -10,10 +10,10 @@ from cutlass.pipeline import PipelineAsync, PipelineTmaAsync
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as sm90_utils
 
-from ..cute_dtype import CUTE_DTYPE
+from ..cute_dtype import CUTE_DTYPE, stored_dtype
 from ..dsl.compat import first_stage
 from ..gemm_base import Operands, TmaOperand, is_inner_major
-from ..gemm_config import OperandSpec
+from ..gemm_config import Dtype, OperandSpec
 from ..gemm_port import PortKind, present_ports, scratch_bytes, tile_layouts
 from ..gemm_problem_adapter import Operand
 from ..gemm_resources import WORK_RING_STAGES, GemmResources
@@ -93,8 +93,12 @@ class OperandTransport(ClusterRoles):
         if self.gathers_a:
             a = self.make_gathered(mA)
         else:
-            a = make_load_operand(self.load_op(cluster_n), tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n)
-        b = make_load_operand(self.load_op(b_ctas), tB, self.smem_layout_b(), (self.b_rows, tile_k), b_ctas)
+            a = make_load_operand(
+                self.load_op(cluster_n), tA, self.smem_layout_a(), (tile_m, tile_k), cluster_n, self.specs.a
+            )
+        b = make_load_operand(
+            self.load_op(b_ctas), tB, self.smem_layout_b(), (self.b_rows, tile_k), b_ctas, self.specs.b
+        )
         c = None
         if self.specs.c is not None:
             c = TmaOperand(None, mC)
@@ -112,8 +116,8 @@ class OperandTransport(ClusterRoles):
         def staged(dtype, layout):
             return allocator.allocate_tensor(dtype, layout.outer, SMEM_ALIGN, swizzle=layout.inner)
 
-        a = staged(self.a_dtype, self.smem_layout_a())
-        b = staged(self.b_dtype, self.smem_layout_b())
+        a = staged(stored_dtype(self.specs.a.dtype), self.smem_layout_a())
+        b = staged(stored_dtype(self.specs.b.dtype), self.smem_layout_b())
         c = scratch = None
         if self.resources.c_stages:
             c = staged(self.c_dtype, self.smem_layout_epilogue(self.specs.c, self.resources.c_stages))
@@ -178,7 +182,8 @@ class OperandTransport(ClusterRoles):
         if not self.scheduler.is_broadcast:
             return LocalStream(self.scheduler, schedule, place.m, place.n, place.corner)
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
-        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, place.size, self.reading_warps)
+        is_paced = self.scheduler.draws_from_stock and self.multiplies
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, place.size, self.reading_warps, is_paced)
         return RingStream(self.scheduler, schedule, place.m, place.n, ring, place.corner)
 
 
@@ -187,7 +192,12 @@ def operand_layout(spec: OperandSpec) -> LayoutEnum:
     return LayoutEnum.ROW_MAJOR if is_inner_major(spec) else LayoutEnum.COL_MAJOR
 
 
-def make_load_operand(op, tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int) -> TmaOperand:
+def make_load_operand(
+    op, tensor: cute.Tensor, staged_layout, tile: tuple[int, int], multicast: int, spec: Optional[OperandSpec] = None
+) -> TmaOperand:
     """TMA load atom for `tile`; with multicast each CTA fetches 1/multicast of the tile and sends it to all."""
-    layout = first_stage(staged_layout)
-    return TmaOperand(*cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast))
+    layout, stored = first_stage(staged_layout), None
+    if spec is not None and spec.dtype is Dtype.WIDE_E2M1:
+        stored = stored_dtype(spec.dtype)
+    atom = cpasync.make_tiled_tma_atom(op, tensor, layout, tile, num_multicast=multicast, internal_type=stored)
+    return TmaOperand(*atom)

@@ -6,9 +6,9 @@ other drains.
 
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
-| load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
+| load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes, `ring.begun` | `sA[s]`, `sB[s]` until full |
 | gather A (warps 0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]`, once a warp | half of `sA[s]` until full |
-| draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]`, `ring.begun` | `ring.full[s]`, every CTA | tile counter |
 | load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
 
@@ -17,7 +17,7 @@ other drains.
 | `ab.full` | ab_stages | 1 + bytes of A and B; gathered A: 1 + 2 warps + bytes of B | - | every k tile |
 | `ab.empty` | ab_stages | warps of one consuming turn x (cluster_m + cluster_n - 1) | producer | every k tile |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 (one warpgroup's warps) | producer | every subtile |
-| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
+| `ring.full` / `ring.empty`, `ring.begun` | WORK_RING_STAGES, 1 | see `work_stream` | drawing warp | every work |
 | EPILOGUE + g (named) | - | 128 | - | every subtile |
 | MMA_ORDER + g (named) | - | 256: 128 wait, 128 pass the turn | warpgroup 0 (primed by 1) | every work |
 | C_ORDER + g (named, ping-pong with `sC`) | - | the same, around the epilogue | warpgroup 0 (primed by 1) | every work |
@@ -44,7 +44,7 @@ from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_stat
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
 from ..epilogue.accumulators import RegisterAccumulators
 from ..epilogue.fragment import MmaFragment
-from ..epilogue.protocol import EpilogueContext, bind_epilogue
+from ..epilogue.protocol import EpilogueContext
 from ..gemm_base import Operands
 from ..gemm_config import GemmConfig, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueState
@@ -190,7 +190,7 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
             mma=self.bind_mma(cta.smem, tiled_mma, share),
             accumulators=cute.make_rmem_tensor(self.accumulator_shape(tiled_mma), Float32),
             layout=MmaFragment(self.make_tiled_mma(1), cute.arch.thread_idx()[0] % WARPGROUP_THREADS),
-            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
+            mixins=self.bind_mixins(cta, epilogue_arguments),
             index=warpgroup_index,
             share=share,
         )

@@ -23,6 +23,8 @@ from .epilogue import Allocated, Port
 from .operands import byte_span
 from .plan import EmptyPlan, GemmPlan, GemmRequest, check_aliases, check_indices, prepare
 from .problem_order import check_permutation_values
+from .scales import check_scale_offsets
+from .spec import DENSE
 
 MAX_CALLS = 8192  # they are small, but shapes may be endless: start over beyond this
 ARGUMENTS = ("A_scale", "B_scale", "cu_seqlens_m", "cu_seqlens_k", "A_idx", "batch_idx_permute")
@@ -77,7 +79,7 @@ def launch(form: Form, operands: Operands, options: tuple = ()) -> dict[str, tor
             elif isinstance(value, Tensor):
                 address = value.data_ptr()
                 addresses.append(address)
-                facts += (value.shape, value.stride(), value.dtype, value.get_device(), address & 15)
+                facts += (value.shape, value.stride(), value.dtype, value.get_device(), address & 31)
             else:
                 facts += (type(value), value if name in DECIDING and value in (0.0, 1.0) else None)
                 addresses.append(0)
@@ -114,7 +116,7 @@ def signature_of(tensor: object) -> object:
     """Everything about an optional operand that a plan depends on."""
     if not isinstance(tensor, torch.Tensor):
         return type(tensor)
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 15)
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), tensor.data_ptr() & 31)
 
 
 def scalar_kind(value: object) -> object:
@@ -125,8 +127,9 @@ def scalar_kind(value: object) -> object:
 
 
 def check_values(request: GemmRequest) -> None:
-    """In debug mode, the values of index vectors."""
+    """In debug mode, the values of index vectors and offsets."""
     check_indices(request)
+    check_scale_offsets(request)
     if request.batch_idx_permute is not None:
         check_permutation_values(request.batch_idx_permute)
 
@@ -148,6 +151,7 @@ class Call:
         self.c = None if request.used_c is None else place["C"]
         self.arguments = tuple(place[name] for name in ARGUMENTS if operands.get(name) is not None)
         self.has_indices = request.A_idx is not None or request.batch_idx_permute is not None
+        self.has_indices = self.has_indices or (request.A_scale is not None and request.adapter != DENSE)
         self.ports: list[_Value] = []
         self.partials: list[tuple[str, int, bool]] = []  # name, place among the ports, whether it is transposed
         for port in (port for term in request.terms for port in term.ports):

@@ -30,6 +30,11 @@ def dtype_of(name: str, tensor: torch.Tensor) -> Dtype:
         ) from None
 
 
+def extent_k(tensor: torch.Tensor, dim: int) -> int:
+    """K: elements along a dimension, of which tensors of packed ones show half."""
+    return tensor.shape[dim] * (2 if INPUT_DTYPE_OF_TORCH.get(tensor.dtype) is Dtype.E2M1 else 1)
+
+
 def byte_span(tensor: torch.Tensor) -> int:
     """Bytes from a tensor's first element to the end of its last; 0 if it is empty."""
     if tensor.numel() == 0:
@@ -111,10 +116,10 @@ def check_problem(
         raise ValueError(f"A has {A.dim()} dimensions and B has {B.dim()}: pass both 2-D, or both 3-D with a batch")
     if A.dim() == 3 and A.shape[0] != B.shape[0]:
         raise ValueError(f"A has batch size {A.shape[0]} and B has {B.shape[0]}: they must be equal")
-    if A.shape[-1] != B.shape[-2]:
+    if extent_k(A, -1) != extent_k(B, -2):
         raise ValueError(
-            f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: A has K = {A.shape[-1]}, B has K = "
-            f"{B.shape[-2]}; B is (K, N), so a weight stored as (N, K) is passed as weight.mT"
+            f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: A has K = {extent_k(A, -1)}, B has K = "
+            f"{extent_k(B, -2)}; B is (K, N), so a weight stored as (N, K) is passed as weight.mT"
         )
     check_outputs((*A.shape[:-1], B.shape[-1]), out, C, is_halved)
     return GemmShape(A.shape[-2], B.shape[-1], A.shape[-1], A.shape[0] if A.dim() == 3 else 1)

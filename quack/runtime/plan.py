@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import torch
 
 from .. import heuristics
+from ..block_scales import beside
 from ..gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
 from ..gemm_port import PortKind
 from ..heuristics import split_k as split_heuristics
@@ -28,7 +29,7 @@ from .operands import (
 )
 from .problem_order import check_permutation
 from .residency import cluster_count
-from .scales import Scales, check_scales, elements_along_k
+from .scales import Scales, average_k, check_scales
 from .spec import (
     DEFAULT_COMMIT,
     DENSE,
@@ -298,7 +299,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
     shape = check_shapes(request)
     scaling = check_scales(request)
     if scaling is not None:
-        shape = replace(shape, k=elements_along_k(request))
+        shape = replace(shape, k=average_k(request))
     for name, scalar in (("alpha", request.alpha), ("beta", request.beta)):
         check_scalar(name, scalar, request.A.device)
     problems = shape.batch if is_batched(request) else None
@@ -311,7 +312,7 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
     check_aliases(request)
     # A ragged K must be the strided mode of both operands; else wgmma likes K contiguous (fp8 needs it).
     is_ragged_m, is_ragged_k = request.cu_seqlens_m is not None, request.cu_seqlens_k is not None
-    prefer = Major.OUTER if is_ragged_k else Major.INNER
+    prefer = Major.OUTER if is_ragged_k and scaling is None else Major.INNER
     is_ragged = {"A": request.adapter != DENSE, "B": is_ragged_k, "C": False}
 
     def described(name: str, tensor: torch.Tensor, **facts: Any) -> tuple[OperandSpec, bool]:
@@ -333,7 +334,10 @@ def describe_request(request: GemmRequest) -> tuple[GemmShape, GemmSpec, Optiona
 
     d = replace(like_out("out", request.out), is_halved=request.halves_out)
     c = None if request.used_c is None else like_out("C", request.used_c, is_output=False)
-    operands = OperandSpecs(replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling), d, c)
+    a, b = replace(a, align=16, scaling=scaling), replace(b, align=16, scaling=scaling)
+    if scaling is not None:
+        a, b = replace(a, dtype=beside(a.dtype, b.dtype)), replace(b, dtype=beside(b.dtype, a.dtype))
+    operands = OperandSpecs(a, b, d, c)
     fast_accum = request.fast_accum or not a.dtype.is_fp8
     base = GemmSpec(
         "",

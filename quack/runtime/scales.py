@@ -1,21 +1,38 @@
 """Scale factors of block-scaled A and B: what a call may pass, and how the kernel sees it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
 
-from ..block_scales import BLOCK_BYTES, BLOCK_WORDS, blocks_of
-from ..gemm_config import TMA_ALIGN_BYTES, BlockScaling, Dtype
-from .operands import INPUT_DTYPE_OF_TORCH
-from .spec import UnsupportedGemm
+from ..block_scales import (
+    BLOCK_BYTES,
+    BLOCK_ROWS,
+    BLOCK_SCALES,
+    BLOCK_WORDS,
+    WIDE_ALIGN_BYTES,
+    WIDE_BOX,
+    blocks_of,
+    k_unit,
+    ragged_blocks,
+)
+from ..gemm_config import TMA_ALIGN_BYTES, BlockScaling
+from .operands import INPUT_DTYPE_OF_TORCH, extent_k
+from .spec import RAGGED_K, VARLEN_K, VARLEN_M, UnsupportedGemm
 
 Request = Any  # a `plan.GemmRequest`; plan imports this module
 SCALING_OF_TORCH = {torch.float8_e8m0fnu: BlockScaling.MX, torch.float8_e4m3fn: BlockScaling.NV}
 
 
 def elements_along_k(request: Request) -> int:
-    """K, of which a tensor of packed elements shows half."""
-    return request.A.shape[-1] * (2 if INPUT_DTYPE_OF_TORCH.get(request.A.dtype) is Dtype.E2M1 else 1)
+    """K, of all groups if it is ragged. A tensor of packed elements shows half."""
+    return extent_k(request.B, -2)
+
+
+def average_k(request: Request) -> int:
+    """K, of an average group if it is ragged."""
+    groups = request.out.shape[0] if request.adapter in RAGGED_K else 1
+    return -(-elements_along_k(request) // max(groups, 1))
 
 
 def check_scales(request: Request) -> Optional[BlockScaling]:
@@ -38,49 +55,113 @@ def check_scales(request: Request) -> Optional[BlockScaling]:
     A_scale, B_scale = given.values()
     if A_scale.dtype != B_scale.dtype:
         raise ValueError(f"A_scale has dtype {A_scale.dtype} and B_scale has {B_scale.dtype}: pass both in one dtype")
-    if (request.A.dtype is torch.float4_e2m1fn_x2) != (request.B.dtype is torch.float4_e2m1fn_x2):
-        raise UnsupportedGemm(
-            f"A is {request.A.dtype} and B is {request.B.dtype}: no kernel multiplies block-scaled fp4 by fp8",
-            "both of fp4, or both of fp8",
-        )
     scaling, k = SCALING_OF_TORCH[A_scale.dtype], elements_along_k(request)
-    if k == 0 or k % scaling.block:
-        raise ValueError(
-            f"K = {k} is not a positive multiple of {scaling.block}, the elements of one {A_scale.dtype} scale"
-        )
-    for name, scale, extent in (("A", A_scale, request.A.shape[-2]), ("B", B_scale, request.B.shape[-1])):
-        rows, blocks = blocks_of(extent, k, scaling)
-        batch = request.A.shape[0] if request.A.dim() == 3 else 1
-        if scale.numel() != batch * rows * blocks * BLOCK_BYTES:
+    unit, why = _k_unit(request, scaling), f"the elements of one {A_scale.dtype} scale"
+    if unit == WIDE_BOX:
+        why = "what TMA loads of fp4 beside fp8" + (", as every group is" if request.adapter in RAGGED_K else "")
+        _check_wide(request)
+    elif request.adapter in RAGGED_K:
+        why = "as every group is: one scale, and one instruction, is of one group"
+    if k == 0 or k % unit:
+        raise ValueError(f"K = {k} is not a positive multiple of {unit}, {why}")
+    for name, scale, (batch, rows, blocks) in zip("AB", given.values(), _blocks(request, scaling, k)):
+        counts = [batch * r * b * BLOCK_BYTES for r in rows for b in blocks]
+        if scale.numel() not in counts:
+            wanted = " x ".join(_of(count) for count in ([batch], rows, blocks))
+            ragged = "" if len(counts) == 1 else ", and the offsets"
             raise ValueError(
-                f"{name}_scale has {scale.numel()} elements, expected {batch} x {rows} x {blocks} blocks of {BLOCK_BYTES} for "
-                f"{name} with {extent} x {k} elements: pass quack.blocked_scales({name}_scale) of one scale for each row and "
-                f"{scaling.block} elements of K"
+                f"{name}_scale has {scale.numel()} elements, expected {wanted} blocks of {BLOCK_BYTES}: pass "
+                f"quack.blocked_scales({name}_scale{ragged}) of one scale for each row and {scaling.block} elements of K of {name}"
             )
         if not scale.is_contiguous() or scale.data_ptr() % TMA_ALIGN_BYTES:
             raise ValueError(f"{name}_scale is not contiguous or not 16-byte aligned: pass {name}_scale.clone()")
     return scaling
 
 
-class Scales(NamedTuple):
-    """How a prepared call hands block-scaled operands to its kernel. batch, words: of a row of blocks of the scales."""
+def _k_unit(request: Request, scaling: BlockScaling) -> int:
+    a, b = (INPUT_DTYPE_OF_TORCH[tensor.dtype] for tensor in (request.A, request.B))
+    return k_unit(a, b, scaling, request.adapter in RAGGED_K)
 
-    batch: int
-    words: int
+
+def _check_wide(request: Request) -> None:
+    """Alignment of an fp4 operand whose other one is fp8."""
+    for name, tensor in (("A", request.A), ("B", request.B)):
+        if tensor.dtype is torch.float4_e2m1fn_x2:
+            steps = [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent > 1 and stride != 1]
+            if tensor.data_ptr() % WIDE_ALIGN_BYTES or any(step % WIDE_ALIGN_BYTES for step in steps):
+                raise ValueError(
+                    f"{name} is fp4 beside fp8, at address {tensor.data_ptr():#x} with strides {tensor.stride()}: TMA needs multiples "
+                    f"of {WIDE_ALIGN_BYTES} bytes; pass a contiguous copy"
+                )
+
+
+def _blocks(request: Request, scaling: BlockScaling, k: int) -> list[tuple[int, Sequence[int], Sequence[int]]]:
+    """Of A and of B: (matrices, legal numbers of row blocks, and of blocks along K)."""
+    found: list[tuple[int, Sequence[int], Sequence[int]]] = []
+    for name, tensor, extent in (("A", request.A, request.A.shape[-2]), ("B", request.B, request.B.shape[-1])):
+        row_blocks, k_blocks = blocks_of(extent, k, scaling)
+        rows, blocks = range(row_blocks, row_blocks + 1), range(k_blocks, k_blocks + 1)
+        if request.adapter == VARLEN_M and name == "A":
+            rows = ragged_blocks(extent, request.B.shape[0], BLOCK_ROWS)
+        if request.adapter in RAGGED_K:
+            blocks = ragged_blocks(k, request.out.shape[0], BLOCK_SCALES * scaling.block)
+        found.append((tensor.shape[0] if tensor.dim() == 3 else 1, rows, blocks))
+    return found
+
+
+def _of(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"({counts[0]} to {counts[-1]})"
+
+
+def check_scale_offsets(request: Request) -> None:
+    """In debug mode: the groups have the blocks and the multiples of K that they need. Waits for the device."""
+    if request.A_scale is None or request.adapter not in (VARLEN_M, VARLEN_K):
+        return
+    scaling, k = SCALING_OF_TORCH[request.A_scale.dtype], elements_along_k(request)
+    if request.adapter == VARLEN_M:
+        needed = sum(-(-rows // BLOCK_ROWS) for rows in request.cu_seqlens_m.diff().tolist())
+        given = request.A_scale.numel() // (blocks_of(1, k, scaling)[1] * BLOCK_BYTES)
+        if given < needed:
+            raise ValueError(f"A_scale has {given} row blocks, and the groups of cu_seqlens_m have {needed}")
+        return
+    unit, sizes = _k_unit(request, scaling), request.cu_seqlens_k.diff().tolist()
+    for group, size in enumerate(sizes):
+        if size % unit:
+            raise ValueError(f"group {group} of cu_seqlens_k has K = {size}, which is not a multiple of {unit}")
+    needed = sum(-(-size // (BLOCK_SCALES * scaling.block)) for size in sizes)
+    for name, scale, rows in (("A", request.A_scale, request.A.shape[0]), ("B", request.B_scale, request.B.shape[1])):
+        given = scale.numel() // (blocks_of(rows, k, scaling)[0] * BLOCK_BYTES)
+        if given < needed:
+            raise ValueError(f"{name}_scale has {given} blocks along K, and the groups of cu_seqlens_k have {needed}")
+
+
+class Scales(NamedTuple):
+    """How a prepared call hands block-scaled operands to its kernel. views: (matrices, words of a row of blocks) of the scales of A
+    and of B."""
+
+    views: tuple[tuple[int, int], ...]
 
     @staticmethod
     def of(request: Request) -> Optional["Scales"]:
         if request.A_scale is None:
             return None
         _, blocks = blocks_of(1, elements_along_k(request), SCALING_OF_TORCH[request.A_scale.dtype])
-        return Scales(request.A.shape[0] if request.A.dim() == 3 else 1, blocks * BLOCK_WORDS)
+        if request.adapter in RAGGED_K:  # rows of blocks are as long as a group: one row of everything
+            return Scales(((1, -1), (1, -1)))
+        batches = (t.shape[0] if t.dim() == 3 else 1 for t in (request.A, request.B))
+        return Scales(tuple((batch, blocks * BLOCK_WORDS) for batch in batches))
 
     def stored(
         self, A: torch.Tensor, B: torch.Tensor, arguments: Optional[tuple[Any, ...]], swapped: bool
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
         """A, B and the arguments, scales first, in dtypes that the kernel takes: packed elements as bytes, scales as words."""
         assert arguments is not None
-        if A.dtype is torch.float4_e2m1fn_x2:
-            A, B = A.view(torch.uint8), B.view(torch.uint8)
-        first, second = (scale.view(-1).view(torch.int64).view(self.batch, -1, self.words) for scale in arguments[:2])
+        A, B = (t.view(torch.uint8) if t.dtype is torch.float4_e2m1fn_x2 else t for t in (A, B))
+        first, second = (self.words(scale, *view) for scale, view in zip(arguments[:2], self.views))
         return A, B, (*((second, first) if swapped else (first, second)), *arguments[2:])
+
+    @staticmethod
+    def words(scale: torch.Tensor, batch: int, words: int) -> torch.Tensor:
+        """(batch, row blocks, words)."""
+        flat = scale.view(-1).view(torch.int64)
+        return flat.view(1, 1, -1) if words < 0 else flat.view(batch, -1, words)

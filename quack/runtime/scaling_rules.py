@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Optional
 
 from ..arch import ARCHES, Arch, Feature
-from ..gemm_config import Major
-from .spec import DENSE, GemmSpec
+from ..gemm_config import Dtype, Major
+from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec
 
+SCALED_ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M)  # whose `scales` know where blocks begin
 TILE_N_STEP = 64  # so that a tile of at most 128 columns has its scales in one block of 128
 
 
@@ -33,7 +34,16 @@ def scaling_refusals(spec: GemmSpec, arch: Arch, adapter: Optional[Feature]) -> 
             f"A of {a.dtype.value} and B of {b.dtype.value} with {scale} have no kernel on {arch.name}",
             f"A and B of {legal}",
         )
-    if spec.adapter != DENSE:
+    if spec.adapter == GATHER_K:
+        yield (
+            "A_idx picks single k with cu_seqlens_k, and block-scaled elements share scales with their neighbours along K",
+            "A = A[:, A_idx], scaled after that",
+        )
+    elif spec.adapter == GATHER_M and spec.pieces_of is None and not config.use_tma_gather:
+        yield "rows of block-scaled A picked by A_idx are loaded by TMA only", "use_tma_gather=True"
+    elif spec.adapter == GATHER_M and a.dtype is Dtype.WIDE_E2M1:
+        yield "TMA gather4 does not spread out fp4 as beside fp8", "A of fp8 and B of fp4, or both of fp4"
+    elif spec.adapter not in SCALED_ADAPTERS:
         asked = spec.adapter if adapter is None else adapter.label
         yield f"block-scaled operands have no kernel with {asked}", "gemm_blockscaled, one call per problem"
     for name, operand in (("A", a), ("B", b)):

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from .gather import check_gather
-from .operands import check_outputs, check_tensors
+from .operands import check_outputs, check_tensors, extent_k
 from .spec import GemmShape
 
 
@@ -56,7 +56,7 @@ def check_varlen_m(
     total = A.shape[0] if gathered is None else gathered
     if B.shape[0] != groups:
         raise ValueError(f"cu_seqlens_m has {groups + 1} elements for {groups} groups, B has {B.shape[0]} matrices")
-    if A.shape[1] != B.shape[1]:
+    if extent_k(A, 1) != extent_k(B, 1):
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (groups, K, N)")
     check_outputs((total, B.shape[2]), out, C, is_halved)
     return GemmShape(-(-total // max(groups, 1)), B.shape[2], A.shape[1], groups, is_ragged_m=True)
@@ -74,10 +74,10 @@ def check_varlen_k(
     """A (M, total_k), or (M, any) with A_idx (total_k,), B (total_k, N), out and C (G, M, N). The average k."""
     groups = _check_operands((A, B, out, C), (2, 2, 3), "cu_seqlens_k", cu_seqlens)
     gathered = check_gather(A, A_idx, "cu_seqlens_k")
-    total = A.shape[1] if gathered is None else gathered
+    total = extent_k(A, 1) if gathered is None else gathered
     if gathered is not None and gathered != B.shape[0]:
         raise ValueError(f"A_idx has {gathered} elements and B has shape {tuple(B.shape)}: B is (total_k, N)")
-    if total != B.shape[0]:
+    if total != extent_k(B, 0):
         raise ValueError(f"A {tuple(A.shape)} and B {tuple(B.shape)} do not multiply: B is (total_k, N)")
     check_outputs((groups, A.shape[0], B.shape[1]), out, C, is_halved)
     return GemmShape(A.shape[0], B.shape[1], -(-total // max(groups, 1)), groups)

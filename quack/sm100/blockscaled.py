@@ -6,11 +6,17 @@ tcgen05.mma of one thread are executed in the order of issue, so nothing waits, 
 CTA has the scales of its own rows of A and of all columns of B; one tcgen05.cp copies in both. The CTAs of a cluster that need the
 same scales, both of a pair among them, load a share each for all; they wait for each other's MMA warps as A and B make them anyway.
 
+Where rows of A are picked by index, a warp copies their scales (`scale_gather`). Where K is ragged, the MMAs of a group's last k tile
+end with the group: what K-major loads bring from behind it, elements and scales, is not multiplied.
+
 | format | kind of MMA | scale | k of an MMA | scales of it and row | blocks of a k tile of 128 bytes and 128 rows |
 |---|---|---|---|---|---|
 | mxfp8 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
+| mxfp8 x mxfp4 | mxf8f6f4 | e8m0 for 32 | 32 | 1 | 1 |
 | mxfp4 | mxf4 | e8m0 for 32 | 64 | 2 | 2 |
 | nvfp4 | mxf4nvf4 | e4m3 for 16 | 64 | 4 | 4 |
+
+fp4 beside fp8 is multiplied as bytes would be: TMA spreads 16 elements, 8 bytes, over 16 bytes of shared memory, and counts 8.
 
 A block has 128 rows, so where tile_n is an odd multiple of 64, every other tile's columns begin in the middle of a block: its MMAs
 find their scales two columns further on. tile_n is a multiple of 64, lest a tile of at most 128 columns need two blocks.
@@ -20,23 +26,25 @@ loops (nvfp4 needs 48 columns, mxfp8 12). Padding of blocks is read too: behind 
 not be NaN.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32, Int64
+from cutlass import Int32, Int64
 from cutlass.cute.nvgpu import cpasync, tcgen05
 from cutlass.utils import blockscaled_layout
 from cutlass.utils import sm100 as sm100_utils
 
-from ..block_scales import BLOCK_ROWS, BLOCK_WORDS, WORD_BYTES, scale_blocks
+from ..block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, MMA_K_BYTES, WORD_BYTES, scale_blocks
 from ..cute_dtype import CUTE_DTYPE
 from ..execution.clusters import CtaPlace, either
-from ..execution.cta import CtaContext, SmemTensors
+from ..execution.cta import GATHER_WARP, CtaContext, SmemTensors
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
 from .gemm import CTA_M, GemmSm100, major_mode
 from .resources import SCALE_BLOCK_COLUMNS
+from .scale_gather import ScaleGatherRole
 
 SMEM_ALIGN = 128  # bytes, of what TMA writes without a swizzle
 
@@ -50,16 +58,17 @@ class ScaleCopy(NamedTuple):
 
 
 class ScaledFragments(NamedTuple):
-    """Operands of the MMAs of one work; tSFA, tSFB: scales in tensor memory, (MMA, MMA_M or N, MMA_K)."""
+    """Operands of the MMAs of one work. tSFA, tSFB: scales in tensor memory, (MMA, MMA_M or N, MMA_K)."""
 
     a: cute.Tensor
     b: cute.Tensor
     tSFA: cute.Tensor
     tSFB: cute.Tensor
     copies: tuple[ScaleCopy, ...]
+    k: Optional[Int32]  # of the work, from its first k tile on, if there are others' behind
 
 
-class BlockScaledGemmSm100(GemmSm100):
+class BlockScaledGemmSm100(ScaleGatherRole, GemmSm100):
     """The main loop with scales; everything else is `GemmSm100`'s."""
 
     def __init__(self, *args, **kwargs):
@@ -69,6 +78,7 @@ class BlockScaledGemmSm100(GemmSm100):
         a_blocks, b_blocks = scale_blocks(self.specs, self.config)
         rows_b = -(-self.config.tile_n // BLOCK_ROWS)
         self.scale_boxes = ((1, a_blocks * BLOCK_WORDS), (rows_b, b_blocks // rows_b * BLOCK_WORDS))
+        self.block_k = BLOCK_SCALES * self.scaling.block
         self.scale_columns = (SCALE_BLOCK_COLUMNS * a_blocks, SCALE_BLOCK_COLUMNS * b_blocks)
 
     # ---- loads ----------------------------------------------------------------------------------------------------
@@ -80,15 +90,26 @@ class BlockScaledGemmSm100(GemmSm100):
 
     def make_scales(self, a_scales: cute.Tensor, b_scales: cute.Tensor) -> tuple[TmaOperand, TmaOperand]:
         operands = []
-        for tensor, box, ctas in zip((a_scales, b_scales), self.scale_boxes, self.scale_sharers):
+        for which, tensor in ((Operand.A, a_scales), (Operand.B, b_scales)):
+            i = which is Operand.B
+            box, ctas = self.scale_boxes[i], self.scale_sharers[i]
             batch, rows, words = tensor.layout.shape
             batch_stride, row_stride, _ = tensor.layout.stride
             layout = cute.make_layout((rows, words, batch), stride=(row_stride, 1, batch_stride))
             modes = cute.make_tensor(tensor.iterator, layout)
-            stage = cute.make_layout(box, stride=(box[1], 1))
-            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, box, num_multicast=ctas)
+            if self.gathers_a and which is Operand.A:
+                operands.append(TmaOperand(None, modes))
+                continue
+            part = self.loaded_box(box)
+            stage = cute.make_layout(part, stride=(part[1], 1))
+            atom = cpasync.make_tiled_tma_atom(self.load_op(ctas), modes, stage, part, num_multicast=ctas)
             operands.append(TmaOperand(*atom))
         return tuple(operands)
+
+    def loaded_box(self, box: tuple[int, int]) -> tuple[int, int]:
+        """What one load brings: rows of blocks do not have the same length in all problems if K is ragged, so it is one of them."""
+        rows, words = box
+        return (1, words) if self.has_ragged_k else (rows, words)
 
     @property
     def scale_sharers(self) -> tuple[int, int]:
@@ -97,8 +118,24 @@ class BlockScaledGemmSm100(GemmSm100):
 
     @property
     def stage_bytes(self) -> int:
-        scales = sum(rows * words for rows, words in self.scale_boxes) * WORD_BYTES
+        by_tma = self.scale_boxes[1:] if self.gathers_a else self.scale_boxes
+        scales = sum(rows * words for rows, words in by_tma) * WORD_BYTES
         return super().stage_bytes + self.mma_ctas * scales
+
+    @property
+    def copying_warps(self) -> int:
+        return super().copying_warps + (self.mma_ctas if self.gathers_a else 0)
+
+    @property
+    def reading_warps(self) -> int:
+        return super().reading_warps + (1 if self.gathers_a and self.multiplies else 0)
+
+    @cute.jit
+    def produce(self, cta: CtaContext, counter: Optional[cute.Tensor]):
+        GemmSm100.produce(self, cta, counter)
+        if cutlass.const_expr(self.gathers_a and self.multiplies):
+            if cute.arch.make_warp_uniform(cute.arch.warp_idx()) == GATHER_WARP:
+                self.gather_scales(cta)
 
     def allocate_smem(self, allocator) -> SmemTensors:
         tensors = super().allocate_smem(allocator)
@@ -110,18 +147,22 @@ class BlockScaledGemmSm100(GemmSm100):
         first_rows = (work.tile_m, work.tile_n * self.config.tile_n // BLOCK_ROWS)
         parts = []
         for which, i in ((Operand.A, 0), (Operand.B, 1)):
-            atom, tensor = cta.operands.scales[i]
-            mS = cute.domain_offset((first_rows[i], 0), self.operand(cta.problem, which, tensor, work))
-            gS = cute.local_tile(mS, self.scale_boxes[i], (0, None))  # (row blocks, words, k tiles)
-            sharers, mask = self.scale_sharers[i], None
-            of_scales = (cta.smem.scales[i], gS)
-            shares = self.shares(cta.place, atom, of_scales, coordinate[1 - i], sharers, self.boxes[i])
+            if cutlass.const_expr(self.gathers_a and which is Operand.A):
+                continue
+            operand, (rows, words) = cta.operands.scales[i], self.scale_boxes[i]
+            box, sharers, mask = self.loaded_box(self.scale_boxes[i]), self.scale_sharers[i], None
             if sharers > 1:
                 mask = self.scale_mask(cta.place, self.cluster_mn, mode=1 - i)
             if sharers > 1 and self.config.fallback_cluster is not None:
                 smaller = self.scale_mask(cta.place, self.config.fallback_cluster, mode=1 - i)
                 mask = either(cta.place, mask, smaller)
-            parts.append((cta.operands.scales[i], shares, mask))
+            for first in range(0, rows, box[0]):
+                mS = self.scales(cta.problem, which, operand.tensor, work, Int32(first_rows[i] + first), self.block_k)
+                gS = cute.local_tile(mS, box, (0, None))  # (row blocks, words, k tiles)
+                layout = cute.make_layout((*box, self.resources.ab_stages), stride=(words, 1, rows * words))
+                sS = cute.make_tensor(cta.smem.scales[i].iterator + first * words, layout)
+                shares = self.shares(cta.place, operand.atom, (sS, gS), coordinate[1 - i], sharers, self.boxes[i])
+                parts.append((operand, shares, mask))
         return tuple(parts)
 
     @staticmethod
@@ -171,7 +212,17 @@ class BlockScaledGemmSm100(GemmSm100):
             cute.make_tensor(self.scale_pointer(pointers[0]), layouts[0]),
             cute.make_tensor(self.scale_pointer(first), layouts[1]),
             copies,
+            self.k_left(cta, work),
         )
+
+    @cute.jit
+    def k_left(self, cta: CtaContext, work: WorkDesc) -> Optional[Int32]:
+        """K of a work's problem from the work's first k tile on; None where zeros are behind it."""
+        left = None
+        if cutlass.const_expr(self.has_ragged_k):
+            first, _ = self.k_range(cta.problem, work, self.config.tile_k)
+            left = self.problem_shape(cta.problem, work).k - first * self.config.tile_k
+        return left
 
     def scale_pointer(self, column: cute.Pointer) -> cute.Pointer:
         return cute.recast_ptr(column, dtype=self.scale_dtype)
@@ -187,14 +238,21 @@ class BlockScaledGemmSm100(GemmSm100):
             copy, tcgen05.get_s2t_smem_desc_tensor(copy, part.partition_S(source)), part.partition_D(target)
         )
 
+    @cute.jit
     def multiply_tile(
-        self, mma: cute.TiledMma, fragments: ScaledFragments, into: cute.Tensor, stage: Int32, accumulates: Boolean
+        self, mma: cute.TiledMma, fragments: ScaledFragments, into: cute.Tensor, stage: Int32, step: Int32
     ) -> cute.TiledMma:
-        f = fragments
+        """With the scales of the k tile; where K is ragged, only as many MMAs as there is K left, so nothing of another problem."""
+        f, mma_k = fragments, self.specs.a.dtype.elements_in(MMA_K_BYTES)
         for copy, source, target in f.copies:
             cute.copy(copy, source[None, None, None, None, stage], target)
-        for k in range(cute.size(f.a, mode=[2])):
-            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+        for k in cutlass.range_constexpr(cute.size(f.a, mode=[2])):
+            mma.set(tcgen05.Field.ACCUMULATE, step != 0 if cutlass.const_expr(k == 0) else True)
             a, b = f.a[None, None, k, stage], f.b[None, None, k, stage]
-            cute.gemm(mma, into, [a, f.tSFA[None, None, k]], [b, f.tSFB[None, None, k]], into)
+            scaled = [a, f.tSFA[None, None, k]], [b, f.tSFB[None, None, k]]
+            if cutlass.const_expr(f.k is None or k == 0):
+                cute.gemm(mma, into, *scaled, into)
+            else:
+                if step * self.config.tile_k + k * mma_k < f.k:
+                    cute.gemm(mma, into, *scaled, into)
         return mma

@@ -7,9 +7,9 @@ a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the c
 
 | role (warps) | waits on | signals | owns |
 |---|---|---|---|
-| load A/B (0) | `ab.empty[s]`, next work | `ab.full[s]` of the pair by TMA bytes | `sA[s]`, `sB[s]` until full |
+| load A/B (0) | `ab.empty[s]`, next work | `ab.full[s]` of the pair by TMA bytes, `ring.begun` | `sA[s]`, `sB[s]` until full |
 | gather A (0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]` of the pair, once a warp | half of `sA[s]` until full |
-| draw works (1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| draw works (1 of CTA 0, if broadcast) | `ring.empty[s]`, `ring.begun` | `ring.full[s]`, every CTA | tile counter |
 | load C (2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | drain (4 to 7) | `acc.full[t]`, `c.full[e]`, next work | `acc.empty[t]`, `c.empty[e]`, store | accumulators t until empty, `sD` |
 | multiply (8; of a pair, one) | `ab.full[s]`, `acc.empty[t]`, next work | `ab.empty[s]`, `acc.full[t]` | accumulators t until full |
@@ -21,7 +21,7 @@ a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the c
 | `acc.full` | 2 | 1 | every CTA | - |
 | `acc.empty` | 2 | draining warps of the pair | first CTA of a pair | MMA warp |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 | every CTA | producer |
-| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | | drawing warp |
+| `ring.full` / `ring.empty`, `ring.begun` | WORK_RING_STAGES, 1 | see `work_stream` | | drawing warp |
 | EPILOGUE (named) | - | 128 | every CTA | - |
 | TMEM (named) | - | 160: drain and multiply, once the memory is allocated | every CTA | - |
 
@@ -68,8 +68,8 @@ from cutlass.memory import TmemAllocator
 from cutlass.pipeline import PipelineState, PipelineTmaUmma, PipelineUmmaAsync, PipelineUserType, make_pipeline_state
 from cutlass.utils import sm100 as sm100_utils
 
+from ..cute_dtype import stored_dtype
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, sync_warpgroup
-from ..epilogue.protocol import bind_epilogue
 from ..epilogue.row_fragment import RowFragment
 from ..execution.clusters import CtaPlace, either
 from ..execution.cta import CtaContext
@@ -140,10 +140,10 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         return cute.tile_to_shape(atom, (rows, tile_k, self.resources.ab_stages), order)
 
     def smem_layout_a(self):
-        return self.staged_layout(self.specs.a, self.a_dtype, CTA_M)
+        return self.staged_layout(self.specs.a, stored_dtype(self.specs.a.dtype), CTA_M)
 
     def smem_layout_b(self):
-        return self.staged_layout(self.specs.b, self.b_dtype, self.b_rows)
+        return self.staged_layout(self.specs.b, stored_dtype(self.specs.b.dtype), self.b_rows)
 
     def load_op(self, multicast: int):
         """Of a pair, both CTAs' loads signal the barrier of the first."""
@@ -293,9 +293,9 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         acc.producer_acquire(acc_state)
         tcgen05_fence("after_thread_sync")
         into = tCtAcc[None, None, None, acc_state.index]
-        for k_tile in cutlass.range(k_tiles, unroll=1):
+        for step in cutlass.range(k_tiles, unroll=1):
             cta.ab.consumer_wait(ab)
-            mma = self.multiply_tile(mma, fragments, into, ab.index, k_tile != 0)
+            mma = self.multiply_tile(mma, fragments, into, ab.index, step)
             cta.ab.consumer_release(ab)
             ab.advance()
         acc.producer_commit(acc_state)
@@ -309,18 +309,18 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
 
     def mma_fragments(self, cta: CtaContext, mma: cute.TiledMma, tCtAcc: cute.Tensor, work: WorkDesc) -> Any:
         """What `multiply_tile` needs to know of the operands of one work: A and B as (MMA, MMA_M or N, MMA_K, STAGE)."""
-        stages = self.resources.ab_stages
-        sA = operand_view(cta.smem.a, sm100_utils.make_smem_layout_a(mma, self.mma_tiler, self.a_dtype, stages))
-        sB = operand_view(cta.smem.b, sm100_utils.make_smem_layout_b(mma, self.mma_tiler, self.b_dtype, stages))
+        a, b, stages = stored_dtype(self.specs.a.dtype), stored_dtype(self.specs.b.dtype), self.resources.ab_stages
+        sA = operand_view(cta.smem.a, sm100_utils.make_smem_layout_a(mma, self.mma_tiler, a, stages))
+        sB = operand_view(cta.smem.b, sm100_utils.make_smem_layout_b(mma, self.mma_tiler, b, stages))
         return mma.make_fragment_A(sA), mma.make_fragment_B(sB)
 
     def multiply_tile(
-        self, mma: cute.TiledMma, fragments: Any, into: cute.Tensor, stage: Int32, accumulates: Boolean
+        self, mma: cute.TiledMma, fragments: Any, into: cute.Tensor, stage: Int32, step: Int32
     ) -> cute.TiledMma:
-        """Issue the MMAs of one k tile, the first of which overwrites the accumulators unless told otherwise."""
+        """Issue the MMAs of k tile `step` of a work, the very first of which overwrites the accumulators."""
         tCrA, tCrB = fragments
         for k in range(cute.size(tCrA, mode=[2])):
-            mma.set(tcgen05.Field.ACCUMULATE, accumulates if k == 0 else True)
+            mma.set(tcgen05.Field.ACCUMULATE, step != 0 if k == 0 else True)
             cute.gemm(mma, into, tCrA[None, None, k, stage], tCrB[None, None, k, stage], into)
         return mma
 
@@ -340,7 +340,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         team = DrainTeam(
             sums=None,
             layout=RowFragment(thread),
-            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
+            mixins=self.bind_mixins(cta, epilogue_arguments),
             index=Int32(0),
             share=Int32(0),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64
+from cutlass import Int32, Int64, Uint8
 from cutlass.cute.nvgpu import cpasync
 from cutlass.pipeline import PipelineState
 
@@ -76,6 +76,14 @@ class LineGatherer:
                 load_four_lines(self.target + place, self.descriptor, start, lines, barrier, self.is_pair)
 
 
+def as_bytes(packed: cute.Tensor) -> cute.Tensor:
+    """(M, K / 2, L) of (M, K, L) with two elements a byte along K."""
+    m, k, batch = packed.shape
+    row, _, step = packed.stride
+    layout = cute.make_layout((m, k // 2, batch), stride=(row // 2, 1, step // 2))
+    return cute.make_tensor(cute.recast_ptr(packed.iterator, dtype=Uint8), layout)
+
+
 class TmaGatherRole(LoadRoles):
     """A by gather4, B by ordinary loads, both by warp 0."""
 
@@ -83,7 +91,9 @@ class TmaGatherRole(LoadRoles):
         """Host. A descriptor of A as a matrix, with boxes of 128 bytes of one line."""
         if not self.config.use_tma_gather:
             return super().make_gathered(mA)
-        swizzle, width = self.smem_layout_a().inner, LINE_BYTES * 8 // self.a_dtype.width
+        if cutlass.const_expr(self.specs.a.dtype.is_packed):
+            mA = as_bytes(mA)
+        swizzle, width = self.smem_layout_a().inner, LINE_BYTES * 8 // mA.element_type.width
         box, stride = (
             ((1, width), (width, 1)) if gather_tile(self.specs.a, 1, 1).is_by_row else ((width, 1), (1, width))
         )
@@ -107,7 +117,8 @@ class TmaGatherRole(LoadRoles):
             target=cta.smem.a.iterator.toint(),
             is_pair=self.config.is_pair,
         )
-        row = work.tile_m * tile_m
+        scales = self.partition_scales(cta, work)
+        row, width = work.tile_m * tile_m, tile.panels * LINE_BYTES // tile.element_bytes
         first, count = self.k_range(cta.problem, work, tile_k)
         line, element = (row, Int32(0)) if cutlass.const_expr(tile.is_by_row) else (Int32(first * tile_k), row)
         indices = gatherer.load_indices(line)
@@ -115,13 +126,15 @@ class TmaGatherRole(LoadRoles):
             k_tile = first + step
             following = indices
             if cutlass.const_expr(tile.is_by_row):
-                element = k_tile * tile_k
+                element = k_tile * width
             else:
                 line = k_tile * tile_k
                 following = gatherer.load_indices(line + tile_k)
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             gatherer.load_tile(indices, element, state.index, full.toint())
+            for operand, shares, mask in scales:
+                self.copy_shares(cta.place, operand, shares, k_tile, (state, full), mask)
             self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             indices = following
             state.advance()
