@@ -15,7 +15,7 @@ Each draining warpgroup works on its own rows with its own shared-memory ring, s
 | TMA store, commit_group | 32 | |
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
 import cutlass
@@ -25,6 +25,7 @@ from cutlass.pipeline import PipelineState
 
 from .dsl.barrier import sync_warpgroup
 from .dsl.convert import convert_pair
+from .dsl.schedule import unknown_zero
 from .epilogue.accumulators import Accumulators
 from .epilogue.protocol import EpilogueContext, EpilogueFragment, has_contiguous_rows, load_elements
 
@@ -160,7 +161,7 @@ def store_fragments(
     stage = io.first_stage + state.d_stage
     for i in cutlass.range_constexpr(len(outputs)):
         if cutlass.const_expr(outputs[i].atom is None):
-            store_elements(ctx, outputs[i], frag, fragments[i])
+            store_elements(anew(ctx), outputs[i], frag, fragments[i])
         else:
             copy_to_stage(ctx, outputs[i], fragments[i], stage)
     if cutlass.const_expr(not io.has_tma_output):
@@ -261,6 +262,24 @@ def load_c_subtile(ctx: EpilogueContext, io: EpilogueIO, frag: EpilogueFragment,
     return values
 
 
+def has_scattered(ctx: EpilogueContext, io: EpilogueIO) -> bool:
+    """Whether a matrix is read or written element by element."""
+    c_by_element = io.c is not None and io.c_atom is None
+    return c_by_element or bool(ctx.inputs) or any(output.atom is None for output in io.outputs)
+
+
+def anew(ctx: EpilogueContext) -> EpilogueContext:
+    """The same, but nothing that depends on its coordinates or on its vectors happens before now: where registers hold one subtile,
+    ptxas has some left over, and keeps addresses and values of so many later ones in them that it spills."""
+    if not ctx.layout.is_by_subtile:
+        return ctx
+    zero = unknown_zero(ctx.rows + ctx.thread)
+    scratch = ctx.scratch
+    if scratch is not None:
+        scratch = cute.make_tensor(scratch.iterator + cute.assume(zero, divby=4), scratch.layout)
+    return replace(ctx, row=ctx.row + zero, col=ctx.col + zero, scratch=scratch)
+
+
 @cute.jit
 def run_epilogue_plan(
     kernel: cutlass.Constexpr,
@@ -286,15 +305,18 @@ def run_epilogue_plan(
             )
             if cutlass.const_expr((slab, subtile) == (slabs - 1, subtiles - 1)):
                 accumulators.release()
+            here = ctx
+            if cutlass.const_expr(has_scattered(ctx, io)):
+                here = anew(ctx)
             if cutlass.const_expr(io.c is not None):
                 if cutlass.const_expr(c_state is None):
-                    frag.c = load_elements(io.c, ctx, frag)
+                    frag.c = load_elements(io.c, here, frag)
                 else:
                     frag.c = load_c_subtile(ctx, io, frag, c_state)
                     c_state.advance(io.c_step)
             for i in cutlass.range_constexpr(len(mixins)):
-                mixin_states[i] = mixins[i].visit(ctx, mixin_states[i], frag)
-            d_stage = kernel.commit(ctx, io, frag, EpilogueState(c_state, d_stage)).d_stage
+                mixin_states[i] = mixins[i].visit(here, mixin_states[i], frag)
+            d_stage = kernel.commit(here, io, frag, EpilogueState(c_state, d_stage)).d_stage
     for i in cutlass.range_constexpr(len(mixins)):
         mixins[i].end(ctx, mixin_states[i])
     return EpilogueState(c_state, d_stage)

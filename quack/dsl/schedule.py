@@ -6,12 +6,16 @@ from cutlass import Float32, Int32
 from .convert import as_bits, as_float
 
 
-def unknown_zero(lane_value: Int32) -> Int32:
-    """0, but known only at run time, and not before the barriers that precede it: a shuffle stays behind those.
+def unknown_zero(lane_value: Int32, *values: Float32) -> Int32:
+    """0, but known only at run time, and not before the barriers that precede it: a shuffle stays behind those. Nor before these
+    values.
 
     lane_value: not negative, different from lane to lane (ptxas removes shuffles of uniform values), of unknown range.
     """
-    return cute.arch.shuffle_sync(lane_value >> 31, 0)
+    zero = lane_value >> 31
+    for value in values:
+        zero = zero & as_bits(value)
+    return cute.arch.shuffle_sync(zero, 0)
 
 
 def behind(zero: Int32, x: Float32) -> Float32:

@@ -47,10 +47,12 @@ class ActivationBackward(EpilogueMixin):
     def visit(self, ctx: EpilogueContext, state: Any, frag: EpilogueFragment) -> Any:
         scales = None if self.scale is None else ctx.values(self.scale, frag)
         dx, values, products = (cute.make_rmem_tensor(frag.acc.shape, Float32) for _ in range(3))
-        zero = unknown_zero(ctx.rows + ctx.thread)
+        # Not before the sums of the subtile before: ptxas would keep the products of many, to add them up at leisure.
+        sums = [] if self.reduction is None else [state[i] for i in range(cute.size(state))]
+        zero = unknown_zero(ctx.rows + ctx.thread, *sums)
         for v in range(cute.size(frag.acc)):
             dy = behind(zero, frag.acc[v])
-            dx[v], post = self.gradient(frag.c[v], dy if scales is None else dy * scales[v])
+            dx[v], post = self.gradient(behind(zero, frag.c[v]), dy if scales is None else dy * scales[v])
             values[v] = post if scales is None else post * scales[v]
             products[v] = dy * post
         frag.acc = dx

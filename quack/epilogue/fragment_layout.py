@@ -70,6 +70,9 @@ class FragmentLayout(ABC):
         """Elements of one thread in a slab with so many columns."""
         return cls.slab_m * columns // WARPGROUP_THREADS
 
+    is_by_subtile: ClassVar[bool] = False
+    """Whether accumulators come into registers subtile by subtile."""
+
     turns: ClassVar[bool] = False
     """Whether the lanes of a warp hold elements of different rows, so that elements of contiguous rows in global memory are
     better moved after a `turn`."""

@@ -33,6 +33,7 @@ class RowFragment(FragmentLayout):
     row_lanes = ()
     row_leader = 0
     turns = True
+    is_by_subtile = True
     col_lanes = (16, 8, 4, 2, 1)  # in this order lane i ends with the i-th of 32 columns
 
     def partition(self, slab: cute.Tensor) -> cute.Tensor:

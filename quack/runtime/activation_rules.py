@@ -1,50 +1,54 @@
-"""Which tiles the activation mixins compile for without spilling registers, found by compiling them all."""
+"""What of an activation's epilogue costs registers. How much there is room for is each kernel's own: see `sm90_rules`,
+`sm100_rules`, `sm120_rules`."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional
 
 from ..gemm_port import PortKind, PortSource, tile_layouts
-from .budget import budget_of
 from .spec import GemmSpec
 
 FORWARD, BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
-MOST_WITH_OUTPUT = (
-    136  # accumulators: a postact as wide as preact, and a vector, or addresses because it is stored by element
-)
-MOST_BY_ELEMENT = 96  # several of C, D and postact by element
-MOST_REDUCING_BY_ELEMENT = 32  # the same with a row reduction; already one of them
-MOST_REDUCING = 96  # with a row reduction in ping-pong; 128 x 128 spills with swiglu
-REDUCING_COOPERATIVE = ((128, 256), (256, 128))  # cooperative tiles for a row reduction
+GATE_BACKWARD = BACKWARD + "GateBackward"
 
 
-def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
-    """(reason, alternative)."""
+@dataclass(frozen=True)
+class ActivationCost:
+    """Of a spec with an activation, or the gradient of one.
+
+    by_element:  how many of C, D and the other tiles are accessed element by element; outputs_by_element: of D and the tiles.
+    has_wide_output: a tile as wide as D beside a vector, or by element.
+    has_tiles:   other tiles than D are stored.
+    reduces:     a gradient with its row sums. is_gated_gradient: both gradients of a gated activation in a word.
+    """
+
+    by_element: int
+    outputs_by_element: int
+    has_wide_output: bool
+    has_tiles: bool
+    reduces: bool
+    is_gated_gradient: bool
+
+
+def activation_cost(spec: GemmSpec) -> Optional[ActivationCost]:
+    """None without activation."""
     ops = [op for op in spec.epilogue if op.mixin.startswith((FORWARD, BACKWARD))]
     if not ops:
-        return
+        return None
     tiles = tile_layouts(spec.epilogue, PortKind.TILE_OUTPUT)
-    accessed = [layout for layout in (spec.operands.d, spec.operands.c, *tiles) if layout is not None]
-    by_element = sum(not layout.is_tma for layout in accessed)
+    c = () if spec.operands.c is None else (spec.operands.c,)
     has_vector = any(
         port.kind in (PortKind.ROW_VECTOR, PortKind.COL_VECTOR) and port.source is not PortSource.ABSENT
         for op in spec.epilogue
         for port in op.ports
     )
-    reduces = any(p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT for op in ops for p in op.ports)
-    config = spec.config
-    limit, what = 256, ""
-    if any(not tile.is_halved and (has_vector or not tile.is_tma) for tile in tiles):
-        limit, what = MOST_WITH_OUTPUT, "a postact beside preact"
-    if by_element > 1 and tiles:
-        limit, what = MOST_BY_ELEMENT, "several of C, preact and postact by element"
-    if reduces and by_element:
-        limit, what = MOST_REDUCING_BY_ELEMENT, "a row reduction and outputs by element"
-    found = budget_of(spec).accumulator_registers
-    if found > limit:
-        yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
-    is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
-    is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
-    if reduces and not is_cooperative and not is_small:
-        yield (
-            f"{config} leaves too few registers for the gradient of an activation and its row reduction",
-            f"(tile_m, tile_n) out of {REDUCING_COOPERATIVE} with pingpong=False",
-        )
+    outputs_by_element = sum(not layout.is_tma for layout in (spec.operands.d, *tiles))
+    return ActivationCost(
+        by_element=outputs_by_element + sum(not layout.is_tma for layout in c),
+        outputs_by_element=outputs_by_element,
+        has_wide_output=any(not tile.is_halved and (has_vector or not tile.is_tma) for tile in tiles),
+        has_tiles=bool(tiles),
+        reduces=any(
+            p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT for op in ops for p in op.ports
+        ),
+        is_gated_gradient=any(op.mixin == GATE_BACKWARD for op in ops),
+    )

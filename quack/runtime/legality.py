@@ -14,13 +14,12 @@ from ..gemm_resources import (
     PARTIAL_REGISTERS,
     SIDE_REGISTERS,
 )
-from .activation_rules import activation_refusals
 from .budget import budget_of
 from .cluster_rules import fallback_refusals
 from .scaling_rules import scaling_refusals
-from .sm90_rules import sm90_refusals
-from .sm100_rules import sm100_refusals
-from .sm120_rules import sm120_refusals
+from .sm90_rules import sm90_activation_refusals, sm90_refusals
+from .sm100_rules import sm100_activation_refusals, sm100_refusals
+from .sm120_rules import sm120_activation_refusals, sm120_refusals
 from .spec import (
     DENSE,
     GATHER_K,
@@ -46,6 +45,11 @@ ARCH_RULES = {
     "quack.sm100": sm100_refusals,
     "quack.sm120": sm120_refusals,
 }  # what only one kernel class refuses, by package
+ACTIVATION_RULES = {
+    "quack.sm90": sm90_activation_refusals,
+    "quack.sm100": sm100_activation_refusals,
+    "quack.sm120": sm120_activation_refusals,
+}  # the same of tiles with an activation
 FEATURES = {
     VARLEN_M: Feature.VARLEN_M,
     VARLEN_K: Feature.VARLEN_K,
@@ -245,7 +249,8 @@ def _refusals(spec: GemmSpec, arch: Arch) -> Iterator[Legality]:
     if (rules := ARCH_RULES.get(arch.execution.package)) is not None:
         yield from (Legality(*refusal) for refusal in rules(spec))
     yield from _budget_refusals(spec)
-    yield from (Legality(*refusal) for refusal in activation_refusals(spec))
+    if (rules := ACTIVATION_RULES.get(arch.execution.package)) is not None:
+        yield from (Legality(*refusal) for refusal in rules(spec))
 
 
 def _input_names(config: GemmConfig) -> tuple[str, str]:

@@ -3,8 +3,32 @@
 from collections.abc import Iterator
 
 from ..sm120.resources import MAIN_LOOP_REGISTERS, PART_REGISTERS, fragment_registers
+from .activation_rules import activation_cost
 from .budget import budget_of
-from .spec import GATHERING, GemmSpec
+from .spec import GATHERING, RAGGED_M, GemmSpec
+
+MOST_REDUCING_BY_ELEMENT = (
+    96  # accumulators beside row sums of a gradient and several matrices by element; 128 spill 976 bytes
+)
+
+
+def sm120_activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
+    """(reason, alternative). Of 63 kernels with activations on tiles of 32 to 128 accumulators, 3 spilt: these."""
+    cost = activation_cost(spec)
+    if cost is None or cost.by_element < 2:
+        return
+    found = budget_of(spec).accumulator_registers
+    if cost.reduces and found > MOST_REDUCING_BY_ELEMENT:
+        yield (
+            f"{spec.config} needs {found} accumulator registers a thread, limit {MOST_REDUCING_BY_ELEMENT} with row sums and "
+            "several of C, preact and postact by element",
+            "a smaller tile_n",
+        )
+    if spec.combine is not None and spec.pieces_of is None and spec.adapter in RAGGED_M:
+        yield (
+            "several of C, preact and postact by element leave too few registers where parts of ragged rows are put together",
+            "split_k=1",
+        )
 
 
 def sm120_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,42 @@
 from collections.abc import Iterator
 
 from ..gemm_resources import EPILOGUE_REGISTERS
+from .activation_rules import activation_cost
 from .budget import budget_of
 from .spec import GATHERING, GemmSpec
 
 THREE_WARPGROUPS_REGISTERS = 128  # of a thread, whatever `setmaxnreg` is set to
+# Accumulators beside an activation, found by compiling.
+MOST_WITH_OUTPUT = 136  # and a postact as wide as preact, and a vector, or addresses because it is stored by element
+MOST_BY_ELEMENT = 96  # and several of C, D and postact by element
+MOST_REDUCING_BY_ELEMENT = 32  # the same with a row reduction; already one of them
+MOST_REDUCING = 96  # with a row reduction in ping-pong; 128 x 128 spilt with swiglu
+REDUCING_COOPERATIVE = ((128, 256), (256, 128))  # cooperative tiles for a row reduction
+
+
+def sm90_activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
+    """(reason, alternative)."""
+    cost = activation_cost(spec)
+    if cost is None:
+        return
+    config = spec.config
+    limit, what = 256, ""
+    if cost.has_wide_output:
+        limit, what = MOST_WITH_OUTPUT, "a postact beside preact"
+    if cost.by_element > 1 and cost.has_tiles:
+        limit, what = MOST_BY_ELEMENT, "several of C, preact and postact by element"
+    if cost.reduces and cost.by_element:
+        limit, what = MOST_REDUCING_BY_ELEMENT, "a row reduction and outputs by element"
+    found = budget_of(spec).accumulator_registers
+    if found > limit:
+        yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
+    is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
+    is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
+    if cost.reduces and not is_cooperative and not is_small:
+        yield (
+            f"{config} leaves too few registers for the gradient of an activation and its row reduction",
+            f"(tile_m, tile_n) out of {REDUCING_COOPERATIVE} with pingpong=False",
+        )
 
 
 def sm90_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..block_scales import BLOCK_BYTES, scale_blocks
 from ..gemm_config import GemmConfig, OperandSpecs
-from ..gemm_port import EpilogueOpSpec, PortKind, present_ports, scratch_bytes
+from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, present_ports, scratch_bytes
 from ..gemm_resources import MAX_AB_STAGES, MIXIN_REGISTERS, RESERVED, GemmResources, epilogue_columns, output_layouts
 
 SMEM_CAPACITY = 232448  # bytes a CTA may use on sm_100 and sm_103 (227 KB)
@@ -18,6 +18,8 @@ HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 K
 SCATTERED_COLUMNS = (
     16  # where matrices are accessed by element (32 spill 2.2 KB with two fp32 ones) or rounded at random
 )
+GATE_BACKWARD = "quack.epilogue.activation_backward:GateBackward"
+WEIGHED = {PortKind.COL_VECTOR, PortKind.ROW_PARTIALS}
 HELD = {PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they are given to four warps at a time
 
@@ -37,8 +39,11 @@ class Sm100Resources(GemmResources):
 
 def is_scattered(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
     """Whether a matrix is read or written element by element, whose addresses ptxas keeps, or a mixin keeps as much: random
-    words, exponentials."""
+    words, exponentials, both gradients of a gated activation beside their scales or sums (32 columns spill 160 bytes and more)."""
     if any(op.mixin in MIXIN_REGISTERS for op in epilogue):
+        return True
+    gated = (op.ports for op in epilogue if op.mixin == GATE_BACKWARD)
+    if any(p.kind in WEIGHED and p.source is not PortSource.ABSENT for ports in gated for p in ports):
         return True
     by_tma = all(spec is None or spec.is_tma for spec in (operands.c, *output_layouts(operands, epilogue)))
     return not by_tma or any(port.kind is PortKind.TILE_INPUT for port in present_ports(epilogue))

@@ -21,7 +21,7 @@ SCHEDULES = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @SCHEDULES
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_reference(case: ConcatCase, schedule: str, checks: tuple[str, ...]):

@@ -54,6 +54,7 @@ def mixed(schedule: str = "latest", checks: tuple[str, ...] = ("all",)) -> tuple
     return quack.emulator.use("sm100", schedule=schedule, checks=checks, sms=SMS, observers=(sizes,)), sizes
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_dense(name: str):
     case = Case(name, 600, 264, 136, c="bf16", bias="bf16", config=CONFIGS[name])
@@ -101,7 +102,8 @@ def test_ragged_and_gathered(case: RaggedCase):
     assert sizes.are_both, sizes.counts
 
 
-@pytest.mark.parametrize("config", [WIDE, DRAWN], ids=str)
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("config", [DRAWN, WIDE], ids=str)
 def test_grouped(config: GemmConfig):
     case = GroupedCase(((520, 264, 72), (0, 64, 8), (130, 264, 72)), c="bf16", bias=True, config=config)
     t = GroupedOperands(case, "cpu")
@@ -112,6 +114,7 @@ def test_grouped(config: GemmConfig):
     assert sizes.are_both, sizes.counts
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "name, config", [("nvfp4", replace(PAIR, tile_n=128)), ("mxfp8", WIDE), ("mxfp4", replace(ONE, tile_n=128))]
 )

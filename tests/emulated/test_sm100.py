@@ -70,7 +70,7 @@ def dense() -> Iterator[Case]:
     yield from on_both(test_gemm.cases())
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(19)
 @pytest.mark.parametrize("case", list(dense()), ids=str)
 def test_dense(case: Case):
     t = tf32_exact(case)
@@ -103,7 +103,7 @@ def test_ragged(case: ragged_cases.RaggedCase):
     ragged_cases.verify(t)
 
 
-@pytest.mark.one_in(17)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("case", on_both(ragged_cases.gathered_cases()), ids=str)
 def test_gather4(case: ragged_cases.RaggedCase):
     """TMA picks the lines of A that threads would copy."""
@@ -114,7 +114,7 @@ def test_gather4(case: ragged_cases.RaggedCase):
     ragged_cases.verify(t)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("case", on_both(grouped_cases.cases()), ids=str)
 def test_grouped(case: grouped_cases.GroupedCase):
     t = grouped_cases.GroupedOperands(case, "cpu")
@@ -140,7 +140,7 @@ def test_symmetric(case: symmetric_cases.SymmetricCase):
         symmetric_cases.run_and_verify(case, "cpu")
 
 
-@pytest.mark.one_in(37)
+@pytest.mark.one_in(53)
 @pytest.mark.parametrize("mode", split_cases.MODES, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("case", on_both(list(split_cases.cases())), ids=str)
 def test_split_k(case: split_cases.SplitCase, mode: SplitKMode):
@@ -152,7 +152,7 @@ def test_split_k(case: split_cases.SplitCase, mode: SplitKMode):
         run.verify()
 
 
-@pytest.mark.one_in(17)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("case", on_both(forward_cases()), ids=str)
 def test_activations(case: Any):
     t = Forward(case, "cpu")
@@ -161,7 +161,7 @@ def test_activations(case: Any):
     t.verify()
 
 
-@pytest.mark.one_in(17)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("case", on_both(backward_cases()), ids=str)
 def test_gradients_of_activations(case: Any):
     t = Backward(case, "cpu")
@@ -170,7 +170,7 @@ def test_gradients_of_activations(case: Any):
     t.verify()
 
 
-@pytest.mark.one_in(13)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize("case", on_both(epilogue_norm_cases.cases()), ids=str)
 def test_norms(case: epilogue_norm_cases.NormCase):
     t = epilogue_norm_cases.NormOperands(case, "cpu")
@@ -185,7 +185,7 @@ def test_rounding_is_the_model_bit_by_bit(config: GemmConfig):
         epilogue_norm_cases.check_rounding("cpu", config)
 
 
-@pytest.mark.one_in(17)
+@pytest.mark.one_in(29)
 @pytest.mark.parametrize("case", on_both(concat_cases.cases()), ids=str)
 def test_halves(case: concat_cases.ConcatCase):
     t, C = concat_cases.prepare(case, "cpu")
@@ -194,7 +194,7 @@ def test_halves(case: concat_cases.ConcatCase):
     concat_cases.verify(case, t, C)
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(13)
 @pytest.mark.parametrize("case", on_both(order_cases.cases()), ids=str)
 def test_orders(case: order_cases.OrderCase):
     with emulated():

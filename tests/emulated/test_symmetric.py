@@ -21,7 +21,7 @@ from tests.symmetric_cases import symmetric as symmetric_case
 SMS = 4  # few, so that persistent kernels take several works per cluster
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("schedule, checks", [("eager", ()), ("latest", ("all",))], ids=["eager", "latest-checked"])
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_against_reference(case: SymmetricCase, schedule: str, checks: tuple[str, ...]):
