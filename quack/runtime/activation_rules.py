@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ..gemm_port import PortKind, PortSource, tile_layouts
+from ..gemm_resources import SLAB_M
 from .budget import budget_of
 from .spec import GemmSpec
 
@@ -13,6 +14,7 @@ MOST_WITH_OUTPUT = (
 MOST_BY_ELEMENT = 96  # several of C, D and postact by element
 MOST_REDUCING_BY_ELEMENT = 32  # the same with a row reduction; already one of them
 MOST_REDUCING = 96  # with a row reduction in ping-pong; 128 x 128 spills with swiglu
+MOST_COLUMNS_OF_ROWS = 128  # with a row reduction by threads that hold rows, besides the following
 REDUCING_COOPERATIVE = ((128, 256), (256, 128))  # cooperative tiles for a row reduction
 
 
@@ -38,11 +40,14 @@ def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         limit, what = MOST_BY_ELEMENT, "several of C, preact and postact by element"
     if reduces and by_element:
         limit, what = MOST_REDUCING_BY_ELEMENT, "a row reduction and outputs by element"
-    found = budget_of(spec).accumulator_registers
+    budget = budget_of(spec)
+    found = budget.accumulator_registers
     if found > limit:
         yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
     is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
     is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
+    has_row_each = budget.slab_m > SLAB_M  # a thread that holds a row needs one register for its sum
+    is_small = is_small or (has_row_each and config.tile_n <= MOST_COLUMNS_OF_ROWS)
     if reduces and not is_cooperative and not is_small:
         yield (
             f"{config} leaves too few registers for the gradient of an activation and its row reduction",
