@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..gemm_port import PortKind, PortSource, tile_layouts
 from ..gemm_resources import SLAB_M
 from .budget import budget_of
-from .spec import GemmSpec
+from .spec import GROUPED, GemmSpec
 
 FORWARD, BACKWARD = "quack.epilogue.activation:", "quack.epilogue.activation_backward:"
 MOST_WITH_OUTPUT = (
@@ -47,6 +47,20 @@ def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
     is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
     has_row_each = budget.slab_m > SLAB_M  # a thread that holds a row needs one register for its sum
+    is_gated = any(op.mixin == BACKWARD + "GateBackward" for op in ops)
+    if (
+        reduces
+        and is_gated
+        and spec.adapter == GROUPED
+        and config.tile_m == 256
+        and is_cooperative
+        and not has_row_each
+    ):
+        yield (  # 96 bytes; neither with ragged rows nor with other activations
+            f"{config} leaves too few registers for the gradient of a gated activation, its row reduction and the addresses "
+            "of grouped problems",
+            "(tile_m, tile_n) = (128, 256)",
+        )
     is_small = is_small or (has_row_each and config.tile_n <= MOST_COLUMNS_OF_ROWS)
     if reduces and not is_cooperative and not is_small:
         yield (
