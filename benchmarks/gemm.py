@@ -4,6 +4,7 @@
     python benchmarks/gemm.py --shapes 4096x4096x4096 --layout tn,tt --dtype bf16
     python benchmarks/gemm.py --tune --shapes 8192x8192x8192 --dtype bf16
     python benchmarks/gemm.py --tune tile=128x256c,128x128p max_swizzle_size=1,4,16 raster=m,n
+    python benchmarks/gemm.py --dtype bf16 --rest 0.05 --rounds 9                # not held back by the power limit
     python benchmarks/gemm.py --host-overhead --rival
 
 Layouts are BLAS letters, A then B: `t` A is K-major, `n` A is M-major; `n` B is K-major, `t` B is N-major.
@@ -184,10 +185,10 @@ class Bench:
         b_float = b.float()
         return common.relative_error(out, lambda rows: a[rows].float() @ b_float)
 
-    def measure(self, bench: str, contenders: dict[str, object], rounds: int) -> list[Row]:
-        """Rows of the contenders, which are named by their configuration, fastest first."""
+    def measure(self, bench: str, contenders: dict[str, object], rounds: int, rest: float = 0.0) -> list[Row]:
+        """Rows of the contenders, which are named by their configuration, fastest first. rest: as `common.interleave` takes it."""
         replays = {name: self.replay(gemm) for name, gemm in contenders.items()}
-        times = common.interleave({"cublas": self.baseline, **replays}, rounds)
+        times = common.interleave({"cublas": self.baseline, **replays}, rounds, rest)
         base = times.pop("cublas")
         errors = {name: self.rel_err(replays[name]) for name in replays}
         return [self.case.row(bench, n, times[n], base, errors[n]) for n in sorted(times, key=times.get)]
@@ -252,6 +253,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", default=SHAPES, help="MxNxK,... (default: %(default)s)")
     parser.add_argument("--dtype", default="bf16,fp8_fast,fp8", help=f"some of {','.join(DTYPES)}")
     parser.add_argument("--layout", default="tn", help=f"some of {','.join(LAYOUTS)}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--rest", type=float, default=0.0, help="seconds of idling before each timed replay (not with --tune)"
+    )
     parser.add_argument("--tune", nargs="*", metavar="AXIS=V,...", help="time a grid of GemmConfigs per shape")
     parser.add_argument("--host-overhead", action="store_true", help="host cost per call, and nothing else")
     parser.add_argument("--rival", action="store_true", help="then measure quack-kernels in its own process")
@@ -277,9 +282,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.tune is not None:
             rows = tune(bench, args.tune)
         else:
-            rows = bench.measure(
-                name, {version or chosen_config(*bench.sets[0][:2], case.dtype == "fp8_fast"): make(case)}, ROUNDS
-            )
+            config = version or chosen_config(*bench.sets[0][:2], case.dtype == "fp8_fast")
+            suffix = "-rested" if args.rest else ""
+            rows = bench.measure(name + suffix, {config: make(case)}, args.rounds, args.rest)
         for row in rows:
             recorder.add(row)
         del bench

@@ -263,10 +263,11 @@ def predict_grouped_ns(spec: GemmSpec, shapes: Sequence[GemmShape], sms: int) ->
 
 
 def swizzle_size(tuning: Tuning, shape: GemmShape, cluster_tile_n: int) -> int:
-    """Cluster tiles across one L2 strip; strips run along M, so they are cut along N."""
+    """Cluster tiles across one L2 strip; strips run along M, so they are cut along N. Powers of two, to share kernels."""
     if shape.is_ragged_m:
         return tuning.ragged_swizzle
-    return max(1, min(4, math.ceil(shape.n / cluster_tile_n)))
+    columns = min(tuning.strip_columns, max(shape.n, 1))
+    return 1 << math.ceil(math.log2(math.ceil(columns / cluster_tile_n)))
 
 
 def explain(base: GemmSpec, shape: GemmShape, sms: int, swapped: Optional[GemmSpec] = None) -> str:
