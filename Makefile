@@ -18,7 +18,7 @@ BENCH     ?=
 
 SOURCES    := $(wildcard quack tests benchmarks examples)
 HOST_CODE  := $(wildcard quack/arch.py quack/gemm_config.py quack/activation.py quack/rounding.py quack/runtime quack/heuristics quack/emulator \
-                quack/autotune.py quack/activation_ref.py quack/gemm_interface.py quack/grouped.py quack/linear.py quack/mlp.py quack/gemm_activation.py \
+                quack/autotune.py quack/activation_ref.py quack/gemm_interface.py quack/grouped.py quack/grouped_activation.py quack/grouped_reduction.py quack/grouped_table.py quack/linear.py quack/mlp.py quack/gemm_activation.py \
                 quack/gemm_norm.py quack/gemm_forward.py quack/gemm_backward.py quack/gemm_operands.py quack/gemm_reduction.py quack/reduction.py quack/rms_final_reduce.py quack/gemm_symmetry.py quack/split_k.py quack/block_scales.py quack/blockscaled.py quack/capabilities quack/roofline)
 
 .PHONY: demo test test-all test-gpu bench lint format ledger capabilities matrix install

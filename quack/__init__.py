@@ -23,6 +23,17 @@ _EXPORTS = {
         "explain",
     ),
     "quack.grouped": ("gemm_grouped", "gemm_grouped_out", "gemm_grouped_ref", "grouped_plan"),
+    "quack.grouped_activation": (
+        "gemm_grouped_act",
+        "gemm_grouped_act_ref",
+        "gemm_grouped_gated",
+        "gemm_grouped_gated_ref",
+        "gemm_grouped_dact",
+        "gemm_grouped_dact_ref",
+        "gemm_grouped_dgated",
+        "gemm_grouped_dgated_ref",
+    ),
+    "quack.grouped_reduction": ("gemm_grouped_reduce", "gemm_grouped_reduce_ref"),
     "quack.gemm_activation": (
         "gemm_act",
         "gemm_act_out",

@@ -53,6 +53,8 @@ def check_words(name: str, tensor: torch.Tensor, function: GatedActivation) -> N
             f"{name} has dtype {tensor.dtype}: the gradient of {function.value} reads pairs of 16-bit numbers",
             f"{name}.bfloat16()",
         )
+    if tensor.numel() == 0:
+        return
     strides = [step for step, extent in zip(tensor.stride()[:-1], tensor.shape) if extent > 1]
     if tensor.stride(-1) != 1 or any(step % 2 for step in strides) or tensor.data_ptr() % 4:
         raise UnsupportedGemm(
@@ -118,7 +120,7 @@ def _request(operands: Operands, *options: Any) -> GemmRequest:
     )  # fmt: skip
 
 
-_FORM = Form(_request, _outputs, convert=as_words)
+BACKWARD = Form(_request, _outputs, convert=as_words)
 Gradients = tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
 
 
@@ -138,7 +140,7 @@ def launch_backward(
 
 
 def _run(operands: Operands, call: Backward) -> Gradients:
-    partials = launch(_FORM, operands, call)
+    partials = launch(BACKWARD, operands, call)
     sums = operands["sums"]
     if sums is not None:
         sum_rows(partials["colvec_reduce"], out=sums)

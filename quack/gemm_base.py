@@ -10,7 +10,7 @@ from .cute_dtype import CUTE_DTYPE
 from .epilogue.fragment_layout import FragmentLayout
 from .epilogue.protocol import EpilogueMixin
 from .gemm_config import GemmConfig, Major, OperandSpec, OperandSpecs
-from .gemm_port import EpilogueOpSpec, PortKind, present_ports
+from .gemm_port import EpilogueOpSpec, PortKind, argument_ports
 
 
 class TmaOperand(NamedTuple):
@@ -138,7 +138,7 @@ class GemmBase:
         """Host. The mixins' tiles by kind, in kernel mode order, and the other epilogue arguments."""
         tiles: dict[PortKind, list] = {PortKind.TILE_INPUT: [], PortKind.TILE_OUTPUT: []}
         others = []
-        for port, argument in zip(present_ports(self.epilogue_specs), arguments or (), strict=True):
+        for port, argument in zip(argument_ports(self.epilogue_specs), arguments or (), strict=True):
             if port.kind.is_tile:
                 tiles[port.kind].append(kernel_modes(argument, port.layout))
             else:

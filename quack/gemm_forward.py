@@ -76,7 +76,7 @@ def _request(operands: Operands, *options: Any) -> GemmRequest:
     return forward_request(preact=preact, postact=postact, function=call.activation, **fields)
 
 
-_FORM = Form(_request, _outputs)
+FORWARD = Form(_request, _outputs)
 
 
 def launch_forward(
@@ -85,7 +85,7 @@ def launch_forward(
     """(preact, postact), allocated if not given. operands: A, B, C, bias or rstd, cu_seqlens_m, A_idx."""
     operands["out"], operands["postact_out"] = (preact, postact) if call.stores_preact else (postact, None)
     if not torch.compiler.is_compiling():
-        launch(_FORM, operands, call)
+        launch(FORWARD, operands, call)
         out = operands["out"]
         return (out, operands["postact_out"]) if call.stores_preact else (None, out)
     _outputs(operands, *call)

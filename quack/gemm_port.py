@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from .gemm_config import Dtype, GemmConfig, OperandSpec
 
@@ -46,7 +46,7 @@ class PortSource(enum.Enum):
 
     HOST = "host"  # a number passed by value
     DEVICE = "device"  # a tensor
-    TABLE = "table"  # one tensor per problem, found through a device table of addresses
+    TABLE = "table"  # one tensor per problem, found through the table of grouped problems, see `grouped_table`
     ABSENT = "absent"  # an optional port that this composition does not use
 
 
@@ -54,12 +54,9 @@ class ArgumentKind(enum.Enum):
     """What a problem adapter can ask for besides the operands."""
 
     INT32_VECTOR = "int32 (any,)"
-    INT64_ROWS = "int64 (any, 16), 128-byte aligned"
+    INT64_ROWS = "int64 (any, any), rows 128-byte aligned"
     INT32 = "int32 by value"
     FP32_VECTOR = "fp32 (any,), 16-byte aligned"
-
-
-GROUPED_WORDS = 16  # columns of INT64_ROWS: 128 bytes
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,35 @@ class EpilogueOpSpec:
     statics: tuple[tuple[str, Any], ...] = ()
 
 
+class PortId(NamedTuple):
+    """A port of a composition: which of those of its kind that are present."""
+
+    kind: PortKind
+    index: int
+
+
 def present_ports(epilogue: tuple[EpilogueOpSpec, ...]) -> tuple[PortSpec, ...]:
-    """The ports that have a kernel argument, in the order of those."""
+    """The ports that are used, in the order of the mixins."""
     return tuple(port for op in epilogue for port in op.ports if port.source is not PortSource.ABSENT)
 
 
+def numbered_ports(epilogue: tuple[EpilogueOpSpec, ...]) -> list[tuple[PortId, PortSpec]]:
+    """`present_ports` with their names."""
+    counts, found = dict.fromkeys(PortKind, 0), []
+    for port in present_ports(epilogue):
+        found.append((PortId(port.kind, counts[port.kind]), port))
+        counts[port.kind] += 1
+    return found
+
+
+def argument_ports(epilogue: tuple[EpilogueOpSpec, ...]) -> tuple[PortSpec, ...]:
+    """The ports that have a kernel argument, in the order of those. From a table come all but the tiles, of which one problem's
+    tells the kernel what they look like."""
+    return tuple(p for p in present_ports(epilogue) if p.source is not PortSource.TABLE or p.kind.is_tile)
+
+
 def tile_layouts(epilogue: tuple[EpilogueOpSpec, ...], kind: PortKind) -> tuple[OperandSpec, ...]:
-    """Layouts of the tiles of one kind, in the order of the kernel arguments."""
+    """Layouts of the tiles of one kind, in the order of their indices."""
     return tuple(port.layout for port in present_ports(epilogue) if port.kind is kind and port.layout is not None)
 
 

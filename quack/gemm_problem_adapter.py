@@ -12,9 +12,11 @@ Arch kernels ask the adapter and never look at batches, sequence offsets or poin
 | `acquire` | load and epilogue roles, per work | makes the problem's own TMA descriptors visible, if it has some |
 | `descriptor` | load and epilogue roles, per work | such a descriptor |
 | `problem_shape` | every role, per work | M, N, K of the work's problem |
+| `problem_number` | epilogue role, per work | which problem of the call that is |
+| `port_table` | epilogue role, once | where the mixins' vectors and partials of every problem are, if each has its own |
 | `k_tiles` | `k_range` | number of k tiles of the problem; 0 leaves the accumulator zero |
 | `k_range` | load and MMA roles, per work | those of them that the work adds up: all, but see `split_works` |
-| `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand for that problem |
+| `operand` | load and epilogue roles, per work | the 2-D (outer, inner) view of an operand, or a mixin's tile, for that problem |
 | `scales` | load roles, per work, if A and B are block-scaled | the rows of blocks of their scales from one on |
 | `gathered_lines` | load roles, per work, if `gathers_a` | which lines of A the problem consists of, instead of `operand(A)` |
 """
@@ -27,7 +29,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from .gemm_config import GemmConfig
-from .gemm_port import ArgumentKind
+from .gemm_port import ArgumentKind, PortId, PortSpec
 from .gemm_work import WorkDesc
 from .tile_scheduler import DynamicPersistentScheduler, SingleTileScheduler, StaticPersistentScheduler, TileScheduler
 
@@ -39,6 +41,9 @@ class Operand(enum.Enum):
     B = "b"
     C = "c"
     D = "d"
+
+
+Matrix = Union[Operand, PortId]  # an operand, or a tile of a mixin, which has the shape of D or half its columns
 
 
 class ProblemShape(NamedTuple):
@@ -116,12 +121,12 @@ class ProblemAdapter:
     def prepare(self, params, operands, stream) -> None:
         """Host. Launch what must run before the kernel; `operands` are the kernel's."""
 
-    def acquire(self, params, which: tuple["Operand", ...], work: WorkDesc, held: Int32) -> Int32:
-        """Device, the warps that use `descriptor` for these operands, before they do. held: the problem whose descriptors they
+    def acquire(self, params, which: tuple[Matrix, ...], work: WorkDesc, held: Int32) -> Int32:
+        """Device, the warps that use `descriptor` for these matrices, before they do. held: the problem whose descriptors they
         acquired last, NO_PROBLEM at first. Returns the problem now held."""
         return held
 
-    def descriptor(self, params, which: "Operand", work: WorkDesc) -> Optional[cute.Pointer]:
+    def descriptor(self, params, which: Matrix, work: WorkDesc) -> Optional[cute.Pointer]:
         """Device, after `acquire`. The TMA descriptor of this problem; None: the launch's own."""
         return None
 
@@ -137,8 +142,17 @@ class ProblemAdapter:
         """Device. k tiles to accumulate for `work`."""
         return KRange(0, self.k_tiles(params, work, tile_k))
 
-    def operand(self, params, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
-        """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave."""
+    def problem_number(self, params, work: WorkDesc) -> Int32:
+        """Device. The index that the caller knows the problem by."""
+        return work.problem
+
+    def port_table(self, params, which: PortId, spec: PortSpec) -> Any:
+        """Device. Only for ports from a table: what `BoundPort.value` is."""
+        raise NotImplementedError
+
+    def operand(self, params, which: Matrix, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
+        """Device. `tensor` is the global tensor in kernel mode order, or the coordinates of what `tma_tensor` gave (for tiles of
+        mixins, for D)."""
         raise NotImplementedError
 
     @cute.jit
@@ -195,5 +209,5 @@ class DenseAdapter(ProblemAdapter):
     def k_tiles(self, params: DenseParams, work: WorkDesc, tile_k: int) -> Int32:
         return cute.ceil_div(params.k, tile_k)
 
-    def operand(self, params: DenseParams, which: Operand, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
+    def operand(self, params: DenseParams, which: Matrix, tensor: cute.Tensor, work: WorkDesc) -> cute.Tensor:
         return tensor[None, None, work.problem]

@@ -90,7 +90,7 @@ def gemm_reduce(
         "cu_seqlens_k": cu_seqlens_k, "A_idx": A_idx,
     }  # fmt: skip
     operands = with_scales(operands, A_scale, B_scale)
-    partials = launch(_FORM, operands, (out_dtype, *reductions, dynamic_scheduler, config))
+    partials = launch(REDUCE, operands, (out_dtype, *reductions, dynamic_scheduler, config))
     results = [_total(partials.get(name), kind, dim) for name, kind, dim in zip(("row", "col"), reductions, (-1, -2))]
     return operands["out"], results[0], results[1]
 
@@ -117,4 +117,4 @@ def _request(
     return GemmRequest(**operands, config=config, dynamic=dynamic, epilogue=(*rows, *columns))
 
 
-_FORM = Form(_request, add_output)
+REDUCE = Form(_request, add_output)

@@ -1,9 +1,6 @@
 """Grouped GEMMs: a list of problems, each with an M, N, K and strides of its own, in one launch and without a copy."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from operator import is_
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -11,31 +8,25 @@ import torch
 from .gemm_config import GemmConfig
 from .gemm_interface import (
     COMPILING,
+    LINEAR,
     Scalar,
-    _check_out_dtype,
     _output,
     _split_scalar,
+    add_output,
     gemm_ref,
+    rounding_seed,
+    rounding_term,
     writes_only,
 )
-from .runtime.call import scalar_kind, signature_of
-from .runtime.debug import is_debugging
-from .runtime.device import EMULATED, is_capturing, kernel_key, raw_stream
-from .runtime.grouped import (
-    GroupedOptions,
-    GroupedProgram,
-    GroupedTensors,
-    Tensors,
-    data_ptr,
-    prepare_grouped,
-    problem_request,
-)
-from .runtime.user_epilogue import grouped_terms
+from .gemm_operands import default_dtype
+from .gemm_port import PortKind
+from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
+from .runtime.grouped_plan import GroupedPlan, run_once
+from .runtime.user_epilogue import user_call
 from .split_k import SplitKMode
 
-MAX_PROGRAMS = 256
-
-_programs: OrderedDict[tuple, GroupedProgram] = OrderedDict()
+NUMBERS = (PortKind.SCALAR, PortKind.INTEGER)
+VECTORS = (PortKind.ROW_VECTOR, PortKind.COL_VECTOR)
 
 
 def gemm_grouped(
@@ -55,7 +46,10 @@ def gemm_grouped(
     epilogue: Optional[Any] = None,
     split_k: Optional[int] = None,
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
-) -> list[torch.Tensor]:
+    rounding_mode: Optional[int] = None,
+    sr_seed: int = 0,
+    _run: Callable[[GroupedCall], Any] = run_once,
+) -> Any:
     """out_i = alpha * A_i @ B_i + beta * C_i + bias_i for every i. Returns the outputs, allocated if not given.
 
     Shapes: A_i (M_i, K_i), B_i (K_i, N_i), C_i and out_i (M_i, N_i), bias_i (N_i,); any extent may be 0. Dtypes, strides
@@ -65,26 +59,55 @@ def gemm_grouped(
 
     dynamic_scheduler: draw tiles from a counter; without it that is done where the K_i differ. config: run exactly this one.
     split_k, split_k_mode: as of `gemm`, the same number of parts for all problems; None is 1.
+    rounding_mode, sr_seed: as of `gemm`; the random bits of problem i are those of matrix i of a batch.
     The first call with new addresses writes the table; see `grouped_plan` for calls that repeat.
-    epilogue: as in `gemm`, pointwise and with Scalar and Integer ports only, which all problems share.
+    epilogue: as in `gemm`. A port with a tensor (vector, tile) holds a list, one tensor for each problem; numbers are shared.
+    With extra outputs the result is (out_list, *lists), whose tensors are views of one allocation where the call makes them.
     """
-    if epilogue is not None and torch.compiler.is_compiling():
-        eager = torch.compiler.disable(gemm_grouped, reason=COMPILING)
-        return eager(
-            A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list, beta=beta,
-            fast_accum=fast_accum, config=config, epilogue=epilogue, split_k=split_k, split_k_mode=split_k_mode,
-        )  # fmt: skip
-    tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
-    options = GroupedOptions(
-        alpha, beta, fast_accum, config, dynamic_scheduler or None, split_k=split_k, split_k_mode=split_k_mode
-    )
-    if epilogue is not None and tensors.A:
-        options = replace(options, epilogue=grouped_terms(epilogue, problem_request(tensors, options, 0)))
     if torch.compiler.is_compiling():
-        _run_opaque(tensors, options)
-    elif tensors.A:
-        _program(tensors, options).run(tensors, _ports(tensors, options))
-    return list(tensors.out)
+        if epilogue is not None:
+            eager = torch.compiler.disable(gemm_grouped, reason=COMPILING)
+            return eager(
+                A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list,
+                beta=beta, fast_accum=fast_accum, config=config, epilogue=epilogue, split_k=split_k,
+                split_k_mode=split_k_mode, rounding_mode=rounding_mode, sr_seed=sr_seed,
+            )  # fmt: skip
+        outs = [_output(a, b, out_dtype) for a, b in zip(A_list, B_list)] if out_list is None else list(out_list)
+        numbers = (*_split_scalar(alpha), *_split_scalar(beta), fast_accum, dynamic_scheduler)
+        split = (split_k, split_k_mode.value)
+        _grouped_op(
+            list(A_list), list(B_list), outs, list(C_list or ()), list(bias_list or ()), *numbers, *split,
+            int(rounding_mode or 0), sr_seed,
+        )  # fmt: skip
+        return outs
+    launch = LaunchOptions(config, dynamic_scheduler or None, split_k, split_k_mode)
+    given = {
+        "A_list": ("A", A_list),
+        "B_list": ("B", B_list),
+        "out_list": ("out", out_list),
+        "C_list": ("C", C_list),
+        "bias_list": ("bias", bias_list),
+    }
+    seed = None
+    for i, A in enumerate(A_list if rounding_mode else ()):
+        out = A.new_empty(0, dtype=out_dtype or default_dtype(A)) if out_list is None else out_list[i]
+        seed = rounding_seed(rounding_mode, sr_seed, out)
+    shared: dict[str, Any] = {"alpha": alpha, "beta": beta}
+    options = (out_dtype, fast_accum, None, False, None, None, None)
+    if epilogue is None:
+        own = shared | {"sr_seed": seed}
+        return _run(grouped_call(LINEAR, options, given, own, launch, "out", vectors=("bias_list",)))
+    call = user_call({}, epilogue, None, () if seed is None else (rounding_term(seed),), add_output)
+    vectors = ["bias_list"]
+    for name, value in call.operands.items():
+        kind = call.ports.get(name, PortKind.INTEGER)
+        if kind in NUMBERS or value is None or value is True:
+            shared[name] = value
+        else:
+            given[name] = (name, value)
+            vectors += [name] if kind in VECTORS else []
+    results = ("out", *call.outputs) if call.outputs else "out"
+    return _run(grouped_call(call.form, options, given, shared, launch, results, vectors=tuple(vectors)))
 
 
 def gemm_grouped_out(A_list: Tensors, B_list: Tensors, out_list: Tensors, **options: Any) -> None:
@@ -116,169 +139,19 @@ def gemm_grouped_ref(
 
 
 def grouped_plan(
-    A_list: Tensors,
-    B_list: Tensors,
-    out_list: Optional[Tensors] = None,
-    alpha: Scalar = 1.0,
-    out_dtype: Optional[torch.dtype] = None,
-    dynamic_scheduler: bool = False,
-    *,
-    C_list: Optional[Tensors] = None,
-    bias_list: Optional[Tensors] = None,
-    beta: Scalar = 1.0,
-    fast_accum: bool = False,
-    config: Optional[GemmConfig] = None,
-    split_k: Optional[int] = None,
-    split_k_mode: SplitKMode = SplitKMode.SERIAL,
-) -> "GroupedPlan":
-    """`gemm_grouped` prepared for calls that repeat; arguments as there. Launches nothing yet."""
-    tensors = _collect(A_list, B_list, out_list, C_list, bias_list, out_dtype)
-    options = GroupedOptions(
-        alpha, beta, fast_accum, config, dynamic_scheduler or None, split_k=split_k, split_k_mode=split_k_mode
-    )
-    return GroupedPlan(tensors, options)
+    A_list: Tensors, B_list: Tensors, *arguments: Any, of: Any = gemm_grouped, **options: Any
+) -> GroupedPlan:
+    """`of(A_list, B_list, *arguments, **options)` prepared for calls that repeat: a `GroupedPlan`. Launches nothing yet.
 
-
-class GroupedPlan:
-    """Callable: `plan(A_list, B_list)` computes into the outputs that the plan holds, and returns them.
-
-    Other tensors than those planned may be passed if they have the same shapes, strides, dtypes and alignment; out, C and
-    bias may be replaced likewise. With tensors at known addresses a call is one launch (of each kind of problem), else the
-    tables are written first. Calls can be captured in CUDA graphs; replays see new contents, not new addresses.
-
-    The same tensor objects count as being where they were: after `tensor.data = ...`, `set_` or `resize_` pass them to a new
-    plan, or to `gemm_grouped`. QUACK_DEBUG=1, set when the plan is made, has every call compare the addresses.
+    of: `gemm_grouped`, `gemm_grouped_act`, `gemm_grouped_gated`, `gemm_grouped_dact`, `gemm_grouped_dgated` or `gemm_grouped_reduce`.
     """
-
-    def __init__(self, tensors: GroupedTensors, options: GroupedOptions):
-        self.options = options
-        self._program = _program(tensors, options) if tensors.A else GroupedProgram([], [])
-        self._signatures = [signature_of(tensor) for tensor in tensors.flat()]
-        self._ports = _ports(tensors, options)
-        self._is_debugging = is_debugging()
-        self._calls: Optional[list[tuple[Callable[..., None], tuple[Any, ...]]]] = (
-            None  # if all is known to be in place
-        )
-        self._stream = 0  # on which it is
-        self._remember(tensors)
-
-    def __call__(
-        self,
-        A_list: Optional[Tensors] = None,
-        B_list: Optional[Tensors] = None,
-        out_list: Optional[Tensors] = None,
-        *,
-        C_list: Optional[Tensors] = None,
-        bias_list: Optional[Tensors] = None,
-    ) -> list[torch.Tensor]:
-        """Run on the current stream."""
-        held = self._tensors
-        if self._calls is not None and out_list is None and C_list is None and bias_list is None:
-            # The path of calls that repeat: keep it short.
-            inputs = [*(held.A if A_list is None else A_list), *(held.B if B_list is None else B_list)]
-            if (
-                len(inputs) == len(self._inputs)
-                and all(map(is_, inputs, self._inputs))
-                and not (self._is_debugging and list(map(data_ptr, inputs)) != self._pointers)
-                and raw_stream(self._device) == self._stream
-                and not is_capturing(self._device)
-            ):
-                for call, arguments in self._calls:
-                    call(*arguments)
-                return list(held.out)
-        given = {"A": A_list, "B": B_list, "out": out_list, "C": C_list, "bias": bias_list}
-        tensors = held._replace(**{name: tuple(family) for name, family in given.items() if family is not None})
-        self._check(tensors)
-        self._remember(tensors)
-        bound = self._program.run(tensors, self._ports)
-        if tensors.A and not self._program.copies and not is_capturing(self._device):
-            self._calls = [(launch.call, launch.arguments(self._ports, tensors)) for launch in bound]
-            self._stream = raw_stream(self._device)
-        return list(tensors.out)
-
-    def _remember(self, tensors: GroupedTensors) -> None:
-        self._tensors = tensors
-        self._inputs = [*tensors.A, *tensors.B]
-        self._pointers = list(map(data_ptr, self._inputs))
-        self._device = tensors.A[0].get_device() if tensors.A else EMULATED
-        self._calls = None
-
-    def _check(self, tensors: GroupedTensors) -> None:
-        """Same number of tensors as planned, each like the one it replaces."""
-        for name, planned, given in zip(GroupedTensors._fields, self._tensors, tensors):
-            if (planned is None) != (given is None) or len(planned or ()) != len(given or ()):
-                raise ValueError(
-                    f"{name}_list has {len(given or ())} tensors, the plan was made for {len(planned or ())}"
-                )
-        for index, (tensor, signature) in enumerate(zip(tensors.flat(), self._signatures)):
-            if signature_of(tensor) != signature:
-                names = [f"{n}_list[{i}]" for n, f in zip(GroupedTensors._fields, tensors) for i in range(len(f or ()))]
-                raise ValueError(
-                    f"{names[index]} is {signature_of(tensor)} (shape, strides, dtype, device, address mod 16), the plan was "
-                    f"made for {signature}; make a new plan"
-                )
+    if of not in PLANNED:
+        names = ", ".join(sorted(function.__name__ for function in PLANNED))
+        raise TypeError(f"of is {of!r}, expected one of {names}")
+    return of(A_list, B_list, *arguments, **options, _run=GroupedPlan)
 
 
-def _collect(
-    A_list: Tensors,
-    B_list: Tensors,
-    out_list: Optional[Tensors],
-    C_list: Optional[Tensors],
-    bias_list: Optional[Tensors],
-    out_dtype: Optional[torch.dtype],
-) -> GroupedTensors:
-    """Lists of equal length, with fresh outputs if none are given."""
-    lists = {"A_list": A_list, "B_list": B_list, "out_list": out_list, "C_list": C_list, "bias_list": bias_list}
-    families: dict[str, Any] = {}
-    for name, tensors in lists.items():
-        if tensors is not None and (isinstance(tensors, torch.Tensor) or not isinstance(tensors, Sequence)):
-            raise TypeError(f"{name} is a {type(tensors).__name__}, expected a list of tensors")
-        families[name] = None if tensors is None else tuple(tensors)
-        if tensors is None and name in ("A_list", "B_list"):
-            raise TypeError(f"{name} is None, expected a list of tensors")
-        if tensors is not None and len(tensors) != len(A_list):
-            raise ValueError(f"{name} has {len(tensors)} tensors and A_list has {len(A_list)}: one for each problem")
-    for name, family in families.items():
-        for index, tensor in enumerate(family or ()):
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name}[{index}] is a {type(tensor).__name__}, expected a torch.Tensor")
-            wanted = 1 if name == "bias_list" else 2
-            if tensor.dim() != wanted:
-                raise ValueError(
-                    f"{name}[{index}] has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected {wanted}"
-                )
-            if tensor.device != A_list[0].device:
-                raise ValueError(f"A_list[0] is on {A_list[0].device} and {name}[{index}] is on {tensor.device}")
-    if out_list is None:
-        outs = tuple(_output(a, b, out_dtype) for a, b in zip(A_list, B_list))
-    else:
-        outs = families["out_list"]
-        for out in outs:
-            _check_out_dtype(out, out_dtype)
-    return GroupedTensors(families["A_list"], families["B_list"], outs, families["C_list"], families["bias_list"])
-
-
-def _program(tensors: GroupedTensors, options: GroupedOptions) -> GroupedProgram:
-    """The program for such tensors, from the cache if there was one."""
-    key = (
-        *map(signature_of, tensors.flat()), tensors.C is None, tensors.bias is None, scalar_kind(options.alpha),
-        scalar_kind(options.beta), options.fast_accum, options.config, options.dynamic,
-        tuple(term.signature() for term in options.epilogue),
-        options.split_k, options.split_k_mode,
-        kernel_key(tensors.A[0]),
-    )  # fmt: skip
-    program = _programs.get(key)
-    if program is None:
-        program = prepare_grouped(tensors, options)
-        _programs[key] = program
-        if len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
-    return program
-
-
-def _ports(tensors: GroupedTensors, options: GroupedOptions) -> Optional[tuple[Any, ...]]:
-    """Values of the epilogue ports; the vectors among them only mark their places."""
-    return problem_request(tensors, options, 0).port_values() if tensors.A else None
+PLANNED: set[Callable[..., Any]] = {gemm_grouped}  # what `grouped_plan` can prepare
 
 
 # torch.compile sees one opaque op that mutates the outputs.
@@ -290,13 +163,15 @@ def _grouped_op(
     C_list: list[torch.Tensor],
     bias_list: list[torch.Tensor],
     alpha: float,
-    beta: float,
     alpha_tensor: Optional[torch.Tensor],
+    beta: float,
     beta_tensor: Optional[torch.Tensor],
     fast_accum: bool,
     dynamic: bool,
     split_k: Optional[int],
     split_k_mode: str,
+    rounding_mode: int,
+    sr_seed: int,
 ) -> None:
     gemm_grouped(
         A_list,
@@ -310,16 +185,9 @@ def _grouped_op(
         fast_accum=fast_accum,
         split_k=split_k,
         split_k_mode=SplitKMode(split_k_mode),
+        rounding_mode=rounding_mode,
+        sr_seed=sr_seed,
     )
 
 
 _grouped_op.register_fake(writes_only)
-
-
-def _run_opaque(tensors: GroupedTensors, options: GroupedOptions) -> None:
-    alpha, alpha_tensor = _split_scalar(options.alpha)
-    beta, beta_tensor = _split_scalar(options.beta)
-    lists = [list(family or ()) for family in tensors]
-    scalars = (alpha, beta, alpha_tensor, beta_tensor)
-    split = (options.split_k, options.split_k_mode.value)
-    _grouped_op(*lists, *scalars, options.fast_accum, bool(options.dynamic), *split)

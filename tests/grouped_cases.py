@@ -7,13 +7,12 @@ buffer of NaN.
 import random
 import zlib
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 
 from quack import gemm_grouped
 from quack.gemm_config import GemmConfig
-from quack.runtime.grouped import GroupedTensors
 from tests.cases import DTYPES, Case, View, make_view, poison
 from tests.reference import Reference, as_multiplied, check
 
@@ -48,6 +47,19 @@ class GroupedCase:
         parts = [f"{len(self.shapes)}problems", *map(str, self.shapes[0]), *self.majors, self.dtype, self.out]
         parts += [name for name in ("c", "in_place", "bias", "odd", "dynamic", "fast_accum") if getattr(self, name)]
         return "-".join(parts) + (f"-{self.config}".replace(" ", "_") if self.config else "")
+
+
+class GroupedTensors(NamedTuple):
+    """One tensor per problem; C and bias are None or complete."""
+
+    A: tuple[torch.Tensor, ...]
+    B: tuple[torch.Tensor, ...]
+    out: tuple[torch.Tensor, ...]
+    C: Optional[tuple[torch.Tensor, ...]] = None
+    bias: Optional[tuple[torch.Tensor, ...]] = None
+
+    def flat(self) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor for family in self if family is not None for tensor in family)
 
 
 class GroupedOperands:

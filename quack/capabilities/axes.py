@@ -96,18 +96,18 @@ class Ports:
     """Ports of the mixins for a GEMM with these operands and this adapter."""
 
     def __init__(self, operands: OperandSpecs, adapter: str):
-        self.operands, self.is_grouped = operands, adapter == GROUPED
+        self.operands = operands
+        self.source = PortSource.TABLE if adapter == GROUPED else PortSource.DEVICE
         self.halved = replace(operands.d, is_halved=True)
 
     def vector(self, kind: PortKind, dtype: Dtype) -> PortSpec:
-        return PortSpec(kind, PortSource.TABLE if self.is_grouped else PortSource.DEVICE, dtype, 1)
+        return PortSpec(kind, self.source, dtype, 1)
 
     def tile(self, kind: PortKind, layout: Optional[OperandSpec] = None) -> PortSpec:
-        return PortSpec(kind, PortSource.DEVICE, layout=layout or self.operands.d)
+        return PortSpec(kind, self.source, layout=layout or self.operands.d)
 
-    @staticmethod
-    def partials(kind: PortKind) -> PortSpec:
-        return PortSpec(kind, PortSource.DEVICE, Dtype.FP32, 2)
+    def partials(self, kind: PortKind) -> PortSpec:
+        return PortSpec(kind, self.source, Dtype.FP32, 2)
 
     @staticmethod
     def scalar(kind: PortKind = PortKind.SCALAR) -> PortSpec:

@@ -44,12 +44,12 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import sync_warpgroup
 from ..dsl.fast_math import select
 from ..gemm_config import GemmConfig
-from ..gemm_port import WARPS, EpilogueOpSpec, PortKind, PortSource, PortSpec
+from ..gemm_port import WARPS, EpilogueOpSpec, PortId, PortKind, PortSource, PortSpec
 from .fragment_layout import FragmentLayout
+from .tables import TensorTable
 
 WARP_LANES = 32
 
@@ -107,23 +107,9 @@ PORT_NAMES = {port.__name__: port for port in PORT_TYPES}
 
 
 @dataclass(frozen=True)
-class VectorTable:
-    """A vector port of grouped problems: addresses (problems,) int64 of vectors of `dtype`."""
-
-    addresses: cute.Tensor
-    dtype: Any
-
-    @cute.jit
-    def of_problem(self, problem: Int32, length: Int32) -> cute.Tensor:
-        """Device. The vector of one problem."""
-        align = self.dtype.width // 8
-        pointer = cute.make_ptr(self.dtype, self.addresses[problem], cute.AddressSpace.gmem, assumed_align=align)
-        return cute.make_tensor(pointer, cute.make_layout(length))
-
-
-@dataclass(frozen=True)
 class BoundPort:
-    """What a port field holds in the kernel. value: the kernel argument (None for tiles, which the kernel transports).
+    """What a port field holds in the kernel. value: the kernel argument, or where the problems' own are (None for tiles, which the
+    kernel transports).
 
     scratch: first word of the port's shared memory among its warpgroup's; index: among the tiles of the same kind.
     """
@@ -251,7 +237,8 @@ def _port_type(hint: Any) -> Any:
 class EpilogueContext:
     """What a mixin may know about the tile being drained. Read-only, rebuilt per tile.
 
-    problem:      batch or group index.
+    problem:      batch or group index, as the caller knows it.
+    table_row:    where the problem is in the tables of its launch, if there are some.
     row, col:     element coordinates, within the problem, of the CTA tile's first element.
     rows, cols:   M and N of the problem.
     first_row:    where the problem's rows begin in tensors that hold those of all problems (ragged M), else 0.
@@ -265,6 +252,7 @@ class EpilogueContext:
     """
 
     problem: Int32
+    table_row: Int32
     row: Int32
     col: Int32
     rows: Int32
@@ -332,8 +320,8 @@ class EpilogueContext:
         length: cutlass.Constexpr[int],
     ):
         """Copy vector[origin + first : origin + first + length] of this problem to scratch[offset:] as fp32; 0 from `limit` on."""
-        if cutlass.const_expr(isinstance(vector, VectorTable)):
-            vector = vector.of_problem(self.problem, limit)
+        if cutlass.const_expr(isinstance(vector, TensorTable)):
+            vector = vector.vector(self.table_row, limit)
         # Locals, because the tracer would carry all of `self` through the `if`s.
         scratch, thread, problem = self.scratch, self.thread, self.problem
         for i in cutlass.range_constexpr((length + 127) // 128):
@@ -412,6 +400,8 @@ class EpilogueContext:
     def store_rows(self, port: BoundPort, state: cute.Tensor):
         """Write a shared row state to a RowPartials port: column `tile_n` of the rows of this tile."""
         partials, problem, tile_n, rows, cols = port.value, self.problem, self.tile_n, self.rows, self.cols
+        if cutlass.const_expr(isinstance(partials, TensorTable)):
+            partials = partials.matrix(self.table_row, rows)
         local = self.slab_coordinates()
         is_leader = cute.arch.lane_idx() & self.layout.row_leader == 0
         is_inside = self.col < cols
@@ -450,6 +440,8 @@ class EpilogueContext:
         """Write what `reduce_cols` gathered to a ColPartials port: row `tile_m * shares + share`. All threads, in `end`."""
         partials, problem, scratch, cols = port.value, self.problem, self.scratch, self.cols
         block = self.tile_m * self.shares + self.share
+        if cutlass.const_expr(isinstance(partials, TensorTable)):
+            partials = partials.matrix(self.table_row, block + 1)
         is_inside = self.row < self.rows
         sync_warpgroup(self.warpgroup)
         for i in cutlass.range_constexpr((self.config.tile_n + 127) // 128):
@@ -513,8 +505,10 @@ def bind_epilogue(
     mixins: tuple[type[EpilogueMixin], ...],
     config: GemmConfig,
     arguments: Optional[tuple],
+    table_of: Callable[[PortId, PortSpec], Any],
 ) -> tuple[EpilogueMixin, ...]:
-    """Device: split the flat argument tuple among the mixins and bind each. Tiles are not among the arguments."""
+    """Device: split the flat argument tuple among the mixins and bind each. Tiles are not among the arguments.
+    table_of: the value of a port from a table, see `ProblemAdapter.port_table`."""
     remaining = iter(arguments or ())
     bound, scratch, counts = [], 0, dict.fromkeys(PortKind, 0)
     for spec, mixin in zip(specs, mixins, strict=True):
@@ -522,7 +516,12 @@ def bind_epilogue(
         for name, port in zip(mixin.port_kinds(), spec.ports, strict=True):
             fields[name] = None
             if port.source is not PortSource.ABSENT:
-                value = None if port.kind.is_tile else bind_value(next(remaining), port)
+                if port.kind.is_tile:
+                    value = None
+                elif port.source is PortSource.TABLE:
+                    value = table_of(PortId(port.kind, counts[port.kind]), port)
+                else:
+                    value = bind_value(next(remaining), port)
                 fields[name] = BoundPort(port.kind, value, scratch, counts[port.kind])
                 scratch += port.kind.scratch_words(config)
                 counts[port.kind] += 1
@@ -546,8 +545,6 @@ def bound_ports(mixin: EpilogueMixin) -> list[BoundPort]:
 
 def bind_value(value: Any, port: PortSpec) -> Any:
     """Device: what a handle holds of one kernel argument."""
-    if port.source is PortSource.TABLE:
-        return VectorTable(value, CUTE_DTYPE[port.dtype])
     return in_logical_order(value) if port.is_concat else value
 
 

@@ -1,6 +1,7 @@
 """What a draining warpgroup hands to the epilogue plan: context, transport of C and the outputs."""
 
-from typing import Any
+from functools import partial
+from typing import Any, Optional
 
 import cutlass
 import cutlass.cute as cute
@@ -8,11 +9,12 @@ from cutlass import Int32
 
 from ..cute_dtype import CUTE_DTYPE
 from ..dsl.barrier import WARPGROUP_THREADS, sync_warpgroup
-from ..epilogue.protocol import EpilogueContext, bound_ports
+from ..epilogue.protocol import EpilogueContext, EpilogueMixin, bind_epilogue, bound_ports
 from ..gemm_base import TmaOperand
 from ..gemm_config import OperandSpec
 from ..gemm_epilogue_plan import EpilogueIO, EpilogueState, TileStore, run_epilogue_plan
-from ..gemm_problem_adapter import Operand
+from ..gemm_port import PortId, PortKind
+from ..gemm_problem_adapter import Matrix, Operand
 from ..gemm_work import WorkDesc
 from ..split_k_combine import PartialTile
 from .cta import CtaContext
@@ -23,13 +25,25 @@ class DrainRole(GatherRoles):
     """`team` is the draining warpgroup's, with `sums` (its `Accumulators` of the tile at hand), `layout` (the `FragmentLayout`
     of a slab of them), mixins, index and share; see `warpgroups.MmaTeam`."""
 
+    @property
+    def output_specs(self) -> list[tuple[Matrix, OperandSpec]]:
+        """D and the mixins' tile outputs."""
+        tiles = [(PortId(PortKind.TILE_OUTPUT, i), spec) for i, spec in enumerate(self.tile_output_specs)]
+        return [(Operand.D, self.specs.d), *tiles]
+
+    def bind_mixins(self, cta: CtaContext, arguments: Optional[tuple]) -> tuple[EpilogueMixin, ...]:
+        """The mixins with what their ports hold, once per kernel. arguments: the kernel's, of ports that are no tiles."""
+        table_of = partial(self.port_table, cta.problem)
+        return bind_epilogue(self.epilogue_specs, self.epilogue, self.config, arguments, table_of)
+
     def begin_work(
         self, cta: CtaContext, team: Any, work: WorkDesc, held: Int32
     ) -> tuple[EpilogueContext, list, Int32]:
         """What needs no accumulators: (context, the mixins' states, the problem now held, see `ProblemAdapter.acquire`)."""
         ctx = self.make_context(cta, team, work)
-        if self.specs.d.is_tma:
-            held = self.acquire(cta.problem, (Operand.D,), work, held)
+        by_tma = tuple(which for which, spec in self.output_specs if spec.is_tma)
+        if by_tma:
+            held = self.acquire(cta.problem, by_tma, work, held)
         for mixin in team.mixins:
             for port in bound_ports(mixin):
                 ctx.stage(port)
@@ -69,7 +83,8 @@ class DrainRole(GatherRoles):
             first = cta.smem.scratch.iterator + team.index * self.scratch_words
             scratch = cute.make_tensor(first, cute.make_layout(self.scratch_words))
         return EpilogueContext(
-            problem=work.problem,
+            problem=self.problem_number(cta.problem, work),
+            table_row=work.problem,
             row=work.tile_m * self.config.cta_tile_m,
             col=work.tile_n * self.config.tile_n,
             rows=shape.m,
@@ -85,7 +100,10 @@ class DrainRole(GatherRoles):
             config=self.config,
             layout=team.layout,
             scratch=scratch,
-            inputs=tuple(self.operand(cta.problem, Operand.D, t, work) for t in cta.operands.tile_inputs),
+            inputs=tuple(
+                self.operand(cta.problem, PortId(PortKind.TILE_INPUT, i), tensor, work)
+                for i, tensor in enumerate(cta.operands.tile_inputs)
+            ),
         )
 
     def make_epilogue_io(self, cta: CtaContext, team: Any, work: WorkDesc) -> EpilogueIO:
@@ -94,7 +112,7 @@ class DrainRole(GatherRoles):
         if cta.smem.c is not None:
             copy_c = team.layout.load_copy(self.specs.c, self.resources.epi_n)
         operands = (cta.operands.d, *cta.operands.tile_outputs)
-        outputs = zip((self.specs.d, *self.tile_output_specs), operands, cta.smem.outputs)
+        outputs = zip(self.output_specs, operands, cta.smem.outputs)
         return EpilogueIO(
             c=None if c is None else self.operand(cta.problem, Operand.C, c.tensor, work),
             c_atom=None if c is None else c.atom,
@@ -111,14 +129,15 @@ class DrainRole(GatherRoles):
         )
 
     def make_tile_store(
-        self, cta: CtaContext, team: Any, work: WorkDesc, spec: OperandSpec, operand: TmaOperand, smem
+        self, cta: CtaContext, team: Any, work: WorkDesc, output: tuple[Matrix, OperandSpec], operand: TmaOperand, smem
     ) -> TileStore:
         """Transport of one output of this work for one warpgroup."""
+        which, spec = output
         _, columns = self.subtile_of(spec)
         return TileStore(
-            tensor=self.operand(cta.problem, Operand.D, operand.tensor, work),
+            tensor=self.operand(cta.problem, which, operand.tensor, work),
             atom=operand.atom,
-            descriptor=None if operand.atom is None else self.descriptor(cta.problem, Operand.D, work),
+            descriptor=None if operand.atom is None else self.descriptor(cta.problem, which, work),
             smem=smem,
             copy=None if operand.atom is None else team.layout.store_copy(spec, columns),
             dtype=CUTE_DTYPE[spec.dtype],

@@ -44,7 +44,7 @@ from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_stat
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, pass_turn, sync_warpgroup, wait_turn
 from ..epilogue.accumulators import RegisterAccumulators
 from ..epilogue.fragment import MmaFragment
-from ..epilogue.protocol import EpilogueContext, bind_epilogue
+from ..epilogue.protocol import EpilogueContext
 from ..gemm_base import Operands
 from ..gemm_config import GemmConfig, mma_warpgroups
 from ..gemm_epilogue_plan import EpilogueState
@@ -190,7 +190,7 @@ class WarpgroupGemm(DrainRole, ProducerRoles):
             mma=self.bind_mma(cta.smem, tiled_mma, share),
             accumulators=cute.make_rmem_tensor(self.accumulator_shape(tiled_mma), Float32),
             layout=MmaFragment(self.make_tiled_mma(1), cute.arch.thread_idx()[0] % WARPGROUP_THREADS),
-            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
+            mixins=self.bind_mixins(cta, epilogue_arguments),
             index=warpgroup_index,
             share=share,
         )

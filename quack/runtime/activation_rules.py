@@ -42,7 +42,8 @@ def activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     if found > limit:
         yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
     is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
-    if reduces and not is_cooperative and not (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128):
+    is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
+    if reduces and not is_cooperative and not is_small:
         yield (
             f"{config} leaves too few registers for the gradient of an activation and its row reduction",
             f"(tile_m, tile_n) out of {REDUCING_COOPERATIVE} with pingpong=False",

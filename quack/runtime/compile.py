@@ -28,7 +28,8 @@ from typing import Any, Optional, TypeGuard, Union
 from ..arch import ARCHES
 from ..block_scales import BLOCK_WORDS
 from ..gemm_config import Dtype, OperandSpec, OperandSpecs
-from ..gemm_port import GROUPED_WORDS, ArgumentKind, PortKind, PortSource, PortSpec, present_ports
+from ..gemm_port import ArgumentKind, PortKind, PortSource, PortSpec, argument_ports
+from ..grouped_table import LINE_WORDS
 from .cache import get_or_build
 from .kernel_spec import KernelSpec, Number, TensorSpec
 from .spec import GemmSpec, is_user_code
@@ -91,7 +92,7 @@ def _trace_gemm(spec: GemmSpec, options: str) -> Any:
     counter = None
     if spec.config.is_dynamic_persistent and not spec.cancels:
         counter = cute_runtime.make_fake_tensor(cutlass.Int32, (1,), (1,), assumed_align=4)
-    ports = tuple(_fake_port(port) for port in present_ports(spec.epilogue))
+    ports = tuple(_fake_port(port) for port in argument_ports(spec.epilogue))
     operands = spec.operands
     scales = (_fake_scales(), _fake_scales()) if operands.is_scaled else ()
     arguments = (*scales, *(_fake_argument(kind) for kind in adapter.arguments.values()))
@@ -164,8 +165,8 @@ def _fake_argument(kind: ArgumentKind) -> Any:
     if kind is ArgumentKind.INT32:
         return cutlass.Int32(1)
     if kind is ArgumentKind.INT64_ROWS:
-        shape, stride = (cute.sym_int(), GROUPED_WORDS), (GROUPED_WORDS, 1)
-        return cute_runtime.make_fake_tensor(cutlass.Int64, shape, stride, assumed_align=8 * GROUPED_WORDS)
+        shape, stride = (cute.sym_int(), cute.sym_int()), (cute.sym_int64(divisibility=LINE_WORDS), 1)
+        return cute_runtime.make_fake_tensor(cutlass.Int64, shape, stride, assumed_align=8 * LINE_WORDS)
     if kind is ArgumentKind.FP32_VECTOR:
         return cute_runtime.make_fake_tensor(cutlass.Float32, (cute.sym_int(),), (1,), assumed_align=16)
     return cute_runtime.make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4)
@@ -183,9 +184,6 @@ def _fake_port(port: PortSpec) -> Any:
     if port.source is PortSource.HOST:
         return cutlass.Int32(1) if port.kind is PortKind.INTEGER else cutlass.Float32(1.0)
     assert port.dtype is not None
-    if port.source is PortSource.TABLE:
-        stride = (cute.sym_int64(),)
-        return cute_runtime.make_fake_tensor(cutlass.Int64, (cute.sym_int(),), stride, assumed_align=8)
     shape = tuple(cute.sym_int() for _ in range(port.ndim))
     strides = (*(cute.sym_int64() for _ in range(port.ndim - 1)), 1)
     return cute_runtime.make_fake_tensor(CUTE_DTYPE[port.dtype], shape, strides, assumed_align=port.dtype.bytes)

@@ -40,7 +40,6 @@ from .symmetric_rules import symmetric_refusals
 
 GATE = "quack.epilogue.activation:Gate"
 PARTIALS = {PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
-GROUPED_PORTS = {PortKind.SCALAR, PortKind.INTEGER, PortKind.ROW_VECTOR, PortKind.COL_VECTOR}
 ARCH_RULES = {
     "quack.sm90": sm90_refusals,
     "quack.sm100": sm100_refusals,
@@ -60,6 +59,9 @@ MAX_ACCUMULATORS_THREE_WARPGROUPS = 64
 MAX_ACCUMULATORS_RAGGED_PARTS = {True: 128, False: 96}  # ping-pong without C, others; 160 and 128 spill 16 to 80 bytes
 MAX_ACCUMULATORS_REDUCED_PARTS = (
     112  # in several slabs that share a tile; with C and a reduction 128 spill 16 to 48 bytes
+)
+MAX_ACCUMULATORS_REDUCED_SHORT = (
+    176  # row reductions where short tiles have a main loop of their own; 192 spill 96 to 128 bytes
 )
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
@@ -191,13 +193,6 @@ def _port_refusals(spec: GemmSpec) -> Iterator[Legality]:
             f"{spec.epilogue[-1].mixin} would come behind the gated activation, where only half of the columns are left",
             "the gated activation as the last mixin",
         )
-    if spec.adapter == GROUPED:
-        for kind in sorted(kinds - GROUPED_PORTS, key=lambda kind: kind.value):
-            yield Legality(f"a {kind.value} has no place in the table of grouped problems", "one call per problem")
-        if spec.operands.d.is_halved:
-            yield Legality(
-                "out of half the columns has no place in the table of grouped problems", "one call per problem"
-            )
     if PortKind.COL_PARTIALS in kinds and spec.adapter in RAGGED_M:
         yield Legality("column reductions would mix the rows of groups: cu_seqlens_m has none", "one call per group")
 
@@ -363,7 +358,10 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     limit = budget.mma_registers - reserved
     if budget.slabs > 1 and _has_scattered_columns(spec):
         limit = min(limit, MAX_ACCUMULATORS_SCATTERED)
-    if spec.combine is not None and spec.pieces_of is None and spec.adapter in (*RAGGED_M, GROUPED):
+    has_short_tiles = spec.adapter in (*RAGGED_M, GROUPED)
+    if has_short_tiles and PortKind.ROW_PARTIALS in kinds:
+        limit = min(limit, MAX_ACCUMULATORS_REDUCED_SHORT)
+    if spec.combine is not None and spec.pieces_of is None and has_short_tiles:
         is_roomy = spec.config.pingpong and spec.operands.c is None
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])
     if spec.combine is not None and spec.pieces_of is None and partials and has_side_access:

@@ -21,7 +21,7 @@ from .code_reader import is_frozen
 from .epilogue import Allocated, Port, Term
 from .plan import GemmRequest
 from .pointwise import PointwiseEpilogue, PointwiseFactory, pointwise
-from .spec import DEFAULT_COMMIT, UnsupportedGemm
+from .spec import DEFAULT_COMMIT
 from .user_code import Content, check_static, content_of, register, typed_repr
 
 PROTOCOL, PLAN = "quack.epilogue.protocol", "quack.gemm_epilogue_plan"
@@ -96,11 +96,13 @@ def _known(name: str, label: str, kinds: tuple[tuple[str, PortKind], ...], prefi
 
 
 class UserCall(NamedTuple):
-    """A call with the user's epilogues. outputs: names of its extra outputs in the order in which they are returned."""
+    """A call with the user's epilogues. outputs: names of its extra outputs in the order in which they are returned; ports: kinds of
+    all operands that are the epilogues'."""
 
     form: Form
     operands: Operands
     outputs: tuple[str, ...]
+    ports: dict[str, PortKind]
 
     def results(self, partials: dict[str, torch.Tensor]) -> Any:
         """D, or (D, extra outputs)."""
@@ -122,13 +124,13 @@ def user_call(
 ) -> UserCall:
     """What `gemm(..., epilogue=, commit=)` computes, and `terms` behind it. add_output: as `Form.outputs`, for out."""
     epilogues = epilogue if isinstance(epilogue, tuple) else () if epilogue is None else (epilogue,)
-    mixins, outputs, operands = [], [], dict(operands)
+    mixins, outputs, operands, kinds = [], [], dict(operands), {}
     for i, one in enumerate(epilogues):
         mixin, values = _bare(one, f"epilogue[{i}]." if len(epilogues) > 1 else "")
         mixins.append(mixin)
         outputs += [name for i, name, _, is_optional in mixin.outputs if not is_optional or values[i] is not None]
-        for (name, _, _), value in zip(mixin.ports, values):
-            operands[name] = value
+        for (name, kind, _), value in zip(mixin.ports, values):
+            operands[name], kinds[name] = value, kind
     plan = DEFAULT_COMMIT if commit is None else _plan_name(commit)
     seeds = {port.name: port.value for term in terms for port in term.ports}
     key = (*mixins, plan, add_output, *seeds)
@@ -138,7 +140,7 @@ def user_call(
             _forms.clear()
         outputs_of = partial(_user_outputs, tuple(mixins), add_output)
         form = _forms[key] = Form(partial(_user_request, tuple(mixins), plan, terms), outputs_of)
-    return UserCall(form, operands | seeds, tuple(outputs))
+    return UserCall(form, operands | seeds, tuple(outputs), kinds)
 
 
 def _user_outputs(
@@ -166,26 +168,6 @@ def _user_request(
     )  # fmt: skip
     own = tuple(mixin.term(operands, request) for mixin in mixins)
     return replace(request, epilogue=(*own, *terms))
-
-
-def grouped_terms(epilogue: Any, request: GemmRequest) -> tuple[Term, ...]:
-    """The terms that all problems of a grouped call share. request: one of them."""
-    operands = {"A": request.A, "B": request.B, "out": request.out, "C": request.C, "beta": request.beta}
-    call = user_call(operands, epilogue, None)
-    terms = call.form.complete(call.operands, (None, False, None, False, None, 1, None)).epilogue
-    for term in terms:
-        if term.swapped is None:
-            raise UnsupportedGemm(
-                "a grouped call takes pointwise epilogues only, and this one does not say is_pointwise = True",
-                "one call per problem",
-            )
-        for port in term.ports:
-            if port.value is not None and port.kind not in (PortKind.SCALAR, PortKind.INTEGER):
-                raise UnsupportedGemm(
-                    f"{port.name} is a {port.kind.value}, but the problems of a grouped call share their ports: Scalar, Integer",
-                    "one call per problem",
-                )
-    return terms
 
 
 def _bare(epilogue: Any, prefix: str) -> tuple[UserMixin, Sequence[Any]]:

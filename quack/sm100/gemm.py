@@ -70,7 +70,6 @@ from cutlass.utils import sm100 as sm100_utils
 
 from ..cute_dtype import stored_dtype
 from ..dsl.barrier import WARPGROUP_THREADS, NamedBarrierId, sync_warpgroup
-from ..epilogue.protocol import bind_epilogue
 from ..epilogue.row_fragment import RowFragment
 from ..execution.cta import CtaContext
 from ..execution.drain import DrainRole
@@ -321,7 +320,7 @@ class GemmSm100(TmaGatherRole, DrainRole, ProducerRoles):
         team = DrainTeam(
             sums=None,
             layout=RowFragment(thread),
-            mixins=bind_epilogue(self.epilogue_specs, self.epilogue, self.config, epilogue_arguments),
+            mixins=self.bind_mixins(cta, epilogue_arguments),
             index=Int32(0),
             share=Int32(0),
         )

@@ -1,6 +1,5 @@
 """Fixtures of the unit tests."""
 
-import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -28,6 +27,6 @@ def launches(monkeypatch) -> Iterator[list[tuple]]:
     monkeypatch.setattr(row_sum, "get_function", get_function)
     monkeypatch.setattr(row_sum, "_plans", {})
     monkeypatch.setattr(call, "_calls", {})
-    monkeypatch.setattr(importlib.import_module("quack.grouped"), "_programs", OrderedDict())
+    monkeypatch.setattr(grouped, "_programs", OrderedDict())
     with quack.emulator.use("sm90"):
         yield calls

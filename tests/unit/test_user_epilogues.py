@@ -596,13 +596,20 @@ def test_sources_of_what_is_used_belong_to_the_key():
     assert "quack.ops" in content_of(lambda acc: quack.ops.tanh(acc)).modules
 
 
-def test_grouped_calls_take_pointwise_terms_with_shared_ports():
-    A, B = [torch.zeros(M, K).bfloat16()], [torch.zeros(K, N).bfloat16()]
+def test_grouped_calls_take_lists_on_ports():
+    A, B = [torch.zeros(M, K).bfloat16()] * 2, [torch.zeros(K, N).bfloat16()] * 2
+    add = quack.pointwise(lambda acc, b: acc + b, b=quack.RowVector)
     with quack.emulator.use("sm90"):
-        with pytest.raises(UnsupportedGemm, match="pointwise epilogues only"):
-            quack.gemm_grouped(A, B, epilogue=RowMax())
-        with pytest.raises(UnsupportedGemm, match="b is a row_vector"):
-            quack.gemm_grouped(A, B, epilogue=quack.pointwise(lambda acc, b: acc + b, b=quack.RowVector)(BIAS))
+        with pytest.raises(TypeError, match="b is a Tensor, expected a list of tensors"):
+            quack.gemm_grouped(A, B, epilogue=add(BIAS))
+        with pytest.raises(ValueError, match="b has 1 tensors and A_list has 2"):
+            quack.gemm_grouped(A, B, epilogue=add([BIAS]))
+        with pytest.raises(ValueError, match=r"b\[1\] has 2 dimensions"):
+            quack.gemm_grouped(A, B, epilogue=add([BIAS, BIAS[None]]))
+        with pytest.raises(ValueError, match=r"problem 1: b has shape .*expected \(\d+,\)"):
+            quack.gemm_grouped(A, B, epilogue=add([BIAS, BIAS[:-1]]))
+        with pytest.raises(UnsupportedGemm, match="no form for D.T"):
+            quack.gemm_grouped(A, B, epilogue=RowMax(), config=quack.GemmConfig(64, 64, swap_ab=True))
 
 
 def test_tiles_that_might_spill_are_refused():
