@@ -1,6 +1,6 @@
 """The warps that fill shared memory by TMA."""
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import cutlass
 import cutlass.cute as cute
@@ -14,8 +14,34 @@ from .cta import CtaContext
 from .transport import OperandTransport, partition_load
 
 
+class ScaleLoad(NamedTuple):
+    """One of the loads of the scales of a k tile. smem (TMA, STAGE), gmem (TMA, k tiles); mask: the CTAs that take it, None: this one."""
+
+    atom: cute.CopyAtom
+    smem: cute.Tensor
+    gmem: cute.Tensor
+    mask: Optional[Int32]
+    descriptor: Optional[cute.Pointer]
+
+
+def load_scales(loads: tuple[ScaleLoad, ...], k_tile: Int32, stage: Int32, full: cute.Pointer) -> None:
+    """Issue those of a k tile."""
+    for load in loads:
+        cute.copy(
+            load.atom,
+            load.gmem[None, k_tile],
+            load.smem[None, stage],
+            tma_bar_ptr=full,
+            mcast_mask=load.mask,
+            tma_desc_ptr=load.descriptor,
+        )
+
+
 class LoadRoles(OperandTransport):
     """Loads of A and B, and of C."""
+
+    loaded: tuple[Operand, ...] = (Operand.A, Operand.B)
+    """What comes through the ring of A and B."""
 
     @cute.jit
     def load_operands(self, cta: CtaContext):
@@ -24,7 +50,7 @@ class LoadRoles(OperandTransport):
         held = Int32(NO_PROBLEM)
         cursor = cta.works.first()
         while cursor.work.is_valid:
-            held = self.acquire(cta.problem, (Operand.A, Operand.B), cursor.work, held)
+            held = self.acquire(cta.problem, self.loaded, cursor.work, held)
             state = self.load_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
         cute.arch.griddepcontrol_launch_dependents()
@@ -48,8 +74,7 @@ class LoadRoles(OperandTransport):
             k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
-            for atom, tSsS, tSgS, mask in scales:
-                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
+            load_scales(scales, k_tile, state.index, full)
             cute.copy(
                 cta.operands.a.atom,
                 tAgA[None, k_tile],
@@ -69,9 +94,8 @@ class LoadRoles(OperandTransport):
             state.advance()
         return state
 
-    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        """(atom, smem, gmem, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
-        block-scaled."""
+    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple["ScaleLoad", ...]:
+        """The scales that come with the k tiles of one work; none unless operands are block-scaled."""
         return ()
 
     def multicast_masks(self, cta: CtaContext) -> tuple[Optional[Int32], Optional[Int32]]:

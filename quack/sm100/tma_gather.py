@@ -16,7 +16,7 @@ from cutlass.pipeline import PipelineState
 from ..dsl.tma import descriptor_address, load_four_lines
 from ..execution.cta import CtaContext
 from ..execution.line_copier import LINE_BYTES, WARP, GatherTile, gather_tile
-from ..execution.load import LoadRoles
+from ..execution.load import LoadRoles, load_scales
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import GatheredLines, Operand
 from ..gemm_work import WorkDesc
@@ -133,8 +133,7 @@ class TmaGatherRole(LoadRoles):
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             gatherer.load_tile(indices, element, state.index, full.toint())
-            for atom, tSsS, tSgS, mask in scales:
-                cute.copy(atom, tSgS[None, k_tile], tSsS[None, state.index], tma_bar_ptr=full, mcast_mask=mask)
+            load_scales(scales, k_tile, state.index, full)
             cute.copy(
                 cta.operands.b.atom,
                 tBgB[None, k_tile],
