@@ -83,7 +83,8 @@ class GroupedAdapter(ProblemAdapter):
         is_a = which is Operand.A_SCALE
         rows = Int32(params.table[problem, int(Word.M if cutlass.const_expr(is_a) else Word.N)])
         blocks = cute.ceil_div(
-            Int32(params.table[problem, int(Word.K)]), BLOCK_SCALES * (self.specs.a if is_a else self.specs.b).scaling.block
+            Int32(params.table[problem, int(Word.K)]),
+            BLOCK_SCALES * (self.specs.a if is_a else self.specs.b).scaling.block,
         )
         words = Int64(blocks * BLOCK_WORDS)
         shape = (cutlass.max(cute.ceil_div(rows, BLOCK_ROWS), 1), cutlass.max(Int32(words), 1), 1)

@@ -2,12 +2,12 @@
 
 A problem is a row of int64 words, padded to whole lines of 128 bytes:
 
-| M | N | K | number | A | B | D | scales of A and of B, if any | C, if any | each port of the mixins that has a tensor for every problem |
+| M | N | K | number | A | B | D | scales of A, of B, if any | C, if any | each port of the mixins with a tensor for every problem |
 |---|---|---|---|---|---|---|---|---|---|
 
 M, N and K as the kernel has them, number: which problem of the call this is. A matrix has two words, its address and the pitch of
-its strided mode in elements, a vector and scales one, the address. A kernel without C and without mixins has a prefix of the words of one
-with them, so that two launches can share a table.
+its strided mode in elements, a vector and scales one, the address. A kernel without C and without mixins has a prefix of the
+words of one with them, so that two launches can share a table.
 
 Beside the table every problem has a TMA descriptor (128 bytes) for each matrix that TMA moves, numbered in the same order.
 """

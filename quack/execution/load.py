@@ -15,7 +15,7 @@ from .transport import OperandTransport, partition_load
 
 
 class ScaleLoad(NamedTuple):
-    """One of the loads of the scales of a k tile. smem (TMA, STAGE), gmem (TMA, k tiles); mask: the CTAs that take it, None: this one."""
+    """A load of the scales of a k tile. smem (TMA, STAGE), gmem (TMA, k tiles). mask: the CTAs that take it, None: this one."""
 
     atom: cute.CopyAtom
     smem: cute.Tensor

@@ -161,7 +161,7 @@ class Scales(NamedTuple):
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
         """A, B and the arguments, scales first, in dtypes that the kernel takes: packed elements as bytes, scales as words."""
         assert arguments is not None
-        return as_stored(A), as_stored(B), (*self.words_of(*arguments[:2], swapped), *arguments[2:])
+        return as_stored(A), as_stored(B), (*self.words_of(arguments[0], arguments[1], swapped), *arguments[2:])
 
     def words_of(self, A_scale: torch.Tensor, B_scale: torch.Tensor, swapped: bool) -> tuple[torch.Tensor, ...]:
         """In kernel roles."""
