@@ -6,9 +6,11 @@ from typing import Optional
 from ..arch import TCGEN05
 from ..gemm_config import Dtype, Major
 from ..gemm_port import PortKind, present_ports
-from .spec import GATHERING, PARALLEL_COMBINE, RAGGED_M, GemmSpec
+from .activation_rules import BACKWARD
+from .spec import GATHERING, GROUPED, PARALLEL_COMBINE, RAGGED_M, GemmSpec
 
 ROUNDING = "quack.epilogue.rounding:"
+MOST_COLUMNS_REDUCED = 128  # of the gradients of grouped problems; 256 spill 32 bytes
 MOST_COLUMNS_OF_PARTS = 64  # beside what `_held_with_parts` names; 128 spill 144 bytes and more
 
 
@@ -34,6 +36,13 @@ def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
         yield (
             "SplitKMode.PARALLEL of ragged fp32 rows leaves too few registers for a tile and a row reduction",
             "SplitKMode.SERIAL",
+        )
+    reduces_gradient = PortKind.ROW_PARTIALS in kinds and any(op.mixin.startswith(BACKWARD) for op in spec.epilogue)
+    if reduces_gradient and spec.adapter == GROUPED and config.tile_n > MOST_COLUMNS_REDUCED:
+        yield (
+            f"tile_n={config.tile_n} leaves too few registers for the gradient of an activation and its row reduction, and the "
+            "addresses of grouped problems",
+            f"tile_n={MOST_COLUMNS_REDUCED} with tile_m=256",
         )
     if not config.is_pair:
         return

@@ -17,6 +17,7 @@ import quack
 from quack import capabilities
 from quack.activation import Activation, GatedActivation
 from quack.arch import ARCHES
+from quack.capabilities.axes import COMMITS, base_spec
 from quack.capabilities.matrix import USUAL
 from quack.gemm_config import Dtype, GemmConfig, Major, OperandSpec, OperandSpecs
 from quack.gemm_port import EpilogueOpSpec, PortKind, PortSource, PortSpec
@@ -120,6 +121,9 @@ def others(arch: str, is_first: bool) -> Iterator[tuple[str, GemmSpec]]:
         for value in capabilities.AXES[axis]:
             for i, spec in enumerate(capabilities.judge(usual._replace(**{axis: value})).kernels):
                 yield f"bf16 {value}{' sum' * i} {spec.config}", spec
+    for epilogue in capabilities.AXES["epilogue"]:
+        (spec,) = capabilities.judge(usual._replace(adapter="grouped", epilogue=epilogue)).kernels
+        yield f"bf16 grouped {epilogue} {spec.config}", spec
     for coordinates in SCALED_TOO:
         for i, spec in enumerate(capabilities.judge(usual._replace(inputs="nvfp4", **coordinates)).kernels):
             yield f"nvfp4 {' '.join(coordinates.values())}{' sum' * i} {spec.config}", spec
@@ -179,6 +183,7 @@ def hopper() -> dict[str, GemmSpec]:
     bias = (EpilogueOpSpec(LINEAR + "RowBias", (table,)),)
     for config in (replace(drawn, tile_n=192), cooperative):
         add("bf16 grouped", gemm(config, operands(), adapter=GROUPED, epilogue=bias))
+    rows |= {f"{name} {spec.config}": spec for name, spec in grouped()}
     ragged = gemm(GemmConfig(128, 128, pingpong=True, is_dynamic_persistent=True), rows_of_a, adapter=VARLEN_M)
     everything = gemm(GemmConfig(128, 192), operands()._replace(c=operands().d), epilogue=full_epilogue())
     for mode in SplitKMode:
@@ -253,6 +258,24 @@ def tf32() -> Iterator[tuple[str, GemmSpec]]:
         "tf32 symmetric with C",
         symmetric_spec(gemm(replace(drawn, is_dynamic_persistent=False), specs._replace(c=specs.d), epilogue=(add_c,))),
     )
+
+
+def grouped() -> Iterator[tuple[str, GemmSpec]]:
+    """Every family of mixins on tables of addresses, drawn and with parts, on the tiles that large problems get."""
+    cell = USUAL._replace(adapter="grouped")
+    tiles = ((128, 256, False), (128, 192, True), (128, 128, True))
+    for epilogue in capabilities.AXES["epilogue"]:
+        base = base_spec(cell._replace(epilogue=epilogue))
+        for tile in tiles:
+            whole = with_tile(base, tile, (2, 1))
+            whole = replace(whole, config=replace(whole.config, is_dynamic_persistent=True))
+            if not legality(whole).ok:
+                continue
+            yield f"bf16 grouped {epilogue}", whole
+            for mode in (SplitKMode.SERIAL, SplitKMode.SEPARATE):
+                for spec in COMMITS[f"split-K {mode.value}"](whole):
+                    if epilogue != "none" and legality(spec).ok and spec.epilogue:
+                        yield f"bf16 grouped split {mode.value} {epilogue}", spec
 
 
 def symmetric() -> Iterator[tuple[str, GemmSpec]]:
