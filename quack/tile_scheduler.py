@@ -71,6 +71,9 @@ class TileScheduler:
     is_broadcast: bool = False
     """True: one warp of the cluster draws and decodes works for all roles. False: each role does it by itself."""
 
+    draws_from_stock: bool = False
+    """Whether what one cluster draws is lost to others, so that it should not draw far ahead."""
+
     splits_k: bool = False
     """Whether several works may share an output tile; see `split_works`."""
 
@@ -244,6 +247,7 @@ class CounterDraw:
     """
 
     is_broadcast = True
+    draws_from_stock = True
 
     @cute.jit
     def draw(self, counter: Optional[cute.Tensor], cursor: Int32) -> Int32:

@@ -54,10 +54,12 @@ def _kernels(cell: Cell) -> tuple[tuple[GemmSpec, ...], Optional[Legality]]:
     base, refusals = base_spec(cell), []
     tuning = tuning_of(cell.arch)
     for tile in _tiles(cell, base):
-        simplest: list[tuple[int, Legality]] = []  # the refusal of this tile with the fewest CTAs
+        # The refusal of this tile with the fewest CTAs, of its parts rather than of the whole.
+        simplest: list[tuple[tuple[bool, int], Legality]] = []
         for cluster in tuning.clusters_of(base, "M" in cell.adapter):
             whole = with_tile(base, tile, cluster)
             refusal = Legality() if cell.commit == "symmetric" else legality(whole)  # as calls ask before they split
+            is_whole = not refusal.ok
             if refusal.ok:
                 kernels = COMMITS[cell.commit](whole)
                 refusal = next((verdict for verdict in map(legality, kernels) if not verdict.ok), refusal)
@@ -65,7 +67,7 @@ def _kernels(cell: Cell) -> tuple[tuple[GemmSpec, ...], Optional[Legality]]:
                 return kernels, None
             if not ARCHES[cell.arch].has_kernel:
                 return (), refusal
-            simplest.append((cluster[0] * cluster[1], refusal))
+            simplest.append(((is_whole, cluster[0] * cluster[1]), refusal))
         refusals.append(min(simplest, key=lambda found: found[0])[1])
     # Tiles are refused with numbers of their own, the cell for what is left when these are taken away.
     kinds = Counter(re.sub(r"\d+", "#", refusal.reason or "") for refusal in refusals)

@@ -35,6 +35,8 @@ class GatherRoles(LoadRoles):
         while cursor.work.is_valid:
             state = self.gather_work(cta, cursor.work, is_leader, state)
             cursor = cta.works.next(cursor)
+            if is_leader:
+                cta.works.mark_begun()
         state = self.hand_in_all(cta, state)
         if is_leader:
             cute.arch.griddepcontrol_launch_dependents()

@@ -53,6 +53,7 @@ class LoadRoles(OperandTransport):
             held = self.acquire(cta.problem, self.loaded, cursor.work, held)
             state = self.load_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
+            cta.works.mark_begun()
         cute.arch.griddepcontrol_launch_dependents()
         cta.ab.producer_tail(state)
 

@@ -27,7 +27,7 @@ class ProducerRoles(GatherRoles):
         cta_m, cta_n, _ = cute.make_layout((*self.cluster_mn, 1)).get_flat_coord(rank)
         allocator = SmemAllocator()
         barriers = allocator.allocate_array(
-            Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES)
+            Int64, 2 * (self.resources.ab_stages + self.resources.c_stages + WORK_RING_STAGES) + 1
         )
         cancels = None
         if cutlass.const_expr(self.cancels):

@@ -191,7 +191,8 @@ class OperandTransport(GemmBase):
             return LocalStream(self.scheduler, schedule, cta_m, cta_n)
         first = 2 * (self.resources.ab_stages + self.resources.c_stages)
         size = self.cluster_mn[0] * self.cluster_mn[1]
-        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, size, self.reading_warps)
+        is_paced = self.scheduler.draws_from_stock and self.multiplies
+        ring = WorkRing(barriers + first, slots, WORK_RING_STAGES, size, self.reading_warps, is_paced)
         return RingStream(self.scheduler, schedule, cta_m, cta_n, ring)
 
 

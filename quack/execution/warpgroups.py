@@ -6,9 +6,9 @@ other drains.
 
 | role (warps, registers) | waits on | signals | owns |
 |---|---|---|---|
-| load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes | `sA[s]`, `sB[s]` until full |
+| load A/B (warp 0, 32-56) | `ab.empty[s]`, next work | `ab.full[s]` by TMA bytes, `ring.begun` | `sA[s]`, `sB[s]` until full |
 | gather A (warps 0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]`, once a warp | half of `sA[s]` until full |
-| draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| draw works (warp 1 of CTA 0, if broadcast) | `ring.empty[s]`, `ring.begun` | `ring.full[s]`, every CTA | tile counter |
 | load C (warp 2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | MMA, epilogue (4 each, 160-240) | `ab.full[s]`, turn, `c.full[e]` | `ab.empty[s]`, turn, `c.empty[e]`, store | acc, `sD` |
 
@@ -17,7 +17,7 @@ other drains.
 | `ab.full` | ab_stages | 1 + bytes of A and B; gathered A: 1 + 2 warps + bytes of B | - | every k tile |
 | `ab.empty` | ab_stages | warps of one consuming turn x (cluster_m + cluster_n - 1) | producer | every k tile |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 (one warpgroup's warps) | producer | every subtile |
-| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | drawing warp | every work |
+| `ring.full` / `ring.empty`, `ring.begun` | WORK_RING_STAGES, 1 | see `work_stream` | drawing warp | every work |
 | EPILOGUE + g (named) | - | 128 | - | every subtile |
 | MMA_ORDER + g (named) | - | 256: 128 wait, 128 pass the turn | warpgroup 0 (primed by 1) | every work |
 | C_ORDER + g (named, ping-pong with `sC`) | - | the same, around the epilogue | warpgroup 0 (primed by 1) | every work |

@@ -7,9 +7,9 @@ a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the c
 
 | role (warps) | waits on | signals | owns |
 |---|---|---|---|
-| load A/B (0) | `ab.empty[s]`, next work | `ab.full[s]` of the pair by TMA bytes | `sA[s]`, `sB[s]` until full |
+| load A/B (0) | `ab.empty[s]`, next work | `ab.full[s]` of the pair by TMA bytes, `ring.begun` | `sA[s]`, `sB[s]` until full |
 | gather A (0 and 3, if by index) | `ab.empty[s]`, next work | `ab.full[s]` of the pair, once a warp | half of `sA[s]` until full |
-| draw works (1 of CTA 0, if broadcast) | `ring.empty[s]` | `ring.full[s]`, every CTA | tile counter |
+| draw works (1 of CTA 0, if broadcast) | `ring.empty[s]`, `ring.begun` | `ring.full[s]`, every CTA | tile counter |
 | load C (2, if by TMA) | `c.empty[e]`, next work | `c.full[e]` by TMA bytes | `sC[e]` until full |
 | drain (4 to 7) | `acc.full[t]`, `c.full[e]`, next work | `acc.empty[t]`, `c.empty[e]`, store | accumulators t until empty, `sD` |
 | multiply (8; of a pair, one) | `ab.full[s]`, `acc.empty[t]`, next work | `ab.empty[s]`, `acc.full[t]` | accumulators t until full |
@@ -21,7 +21,7 @@ a `GemmConfig` is a *pair* (cta_group::2): two CTAs, neighbours along M in the c
 | `acc.full` | 2 | 1 | every CTA | - |
 | `acc.empty` | 2 | draining warps of the pair | first CTA of a pair | MMA warp |
 | `c.full` / `c.empty` | c_stages | 1 + bytes / 4 | every CTA | producer |
-| `ring.full` / `ring.empty` | WORK_RING_STAGES | see `work_stream` | | drawing warp |
+| `ring.full` / `ring.empty`, `ring.begun` | WORK_RING_STAGES, 1 | see `work_stream` | | drawing warp |
 | EPILOGUE (named) | - | 128 | every CTA | - |
 | TMEM (named) | - | 160: drain and multiply, once the memory is allocated | every CTA | - |
 
