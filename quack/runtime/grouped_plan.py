@@ -59,11 +59,15 @@ class GroupedPlan:
         self._remember(families)
 
     def __call__(
-        self, A_list: Optional[Tensors] = None, B_list: Optional[Tensors] = None, *out_list: Tensors, **lists: Tensors
+        self,
+        A_list: Optional[Tensors] = None,
+        B_list: Optional[Tensors] = None,
+        out_list: Optional[Tensors] = None,
+        **lists: Optional[Tensors],
     ) -> Any:
-        """Run on the current stream. out_list: in the place where the function has it, if that is the third."""
+        """Run on the current stream. lists: by the names that the function has for them."""
         held = self._families
-        if self._calls is not None and not lists and not out_list:
+        if self._calls is not None and not lists and out_list is None:
             # The path of calls that repeat: keep it short.
             inputs = [*(held["A"] if A_list is None else A_list), *(held["B"] if B_list is None else B_list)]
             if (
@@ -76,7 +80,7 @@ class GroupedPlan:
                 for call, arguments in self._calls:
                     call(*arguments)
                 return self._call.returned(held, self._memory)
-        families = self._replaced({"A_list": A_list, "B_list": B_list, **lists}, out_list)
+        families = self._replaced({"A_list": A_list, "B_list": B_list, "out_list": out_list, **lists})
         self._remember(families)
         if families["A"]:
             bound = self._program.run(self._call, families, self._memory)
@@ -94,18 +98,15 @@ class GroupedPlan:
         self._device = families["A"][0].get_device() if families["A"] else EMULATED
         self._calls = None
 
-    def _replaced(self, lists: dict[str, Optional[Tensors]], out_list: tuple[Tensors, ...]) -> Families:
+    def _replaced(self, lists: dict[str, Optional[Tensors]]) -> Families:
         """The plan's tensors with these instead: as many as planned, each like the one it replaces."""
-        names = self._call.names
-        if out_list:
-            (lists["out_list"],) = out_list
         families = dict(self._families)
         for name, given in lists.items():
             if given is None:
                 continue
-            operand = names.get(name)
-            planned = None if operand is None else self._signatures.get(operand)
-            if operand is None or planned is None or len(given) != len(planned):
+            operand = self._call.names.get(name, "")
+            planned = self._signatures.get(operand)
+            if planned is None or len(given) != len(planned):
                 raise ValueError(f"{name} has {len(given)} tensors, the plan was made for {len(planned or ())}")
             for i, (tensor, signature) in enumerate(zip(given, planned)):
                 if signature_of(tensor) != signature:

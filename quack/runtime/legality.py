@@ -63,6 +63,9 @@ MAX_ACCUMULATORS_REDUCED_PARTS = (
 MAX_ACCUMULATORS_REDUCED_SHORT = (
     176  # row reductions where short tiles have a main loop of their own; 192 spill 96 to 128 bytes
 )
+MAX_ACCUMULATORS_GROUPED_ELEMENTS = (
+    112  # of grouped problems with D and an input tile by element: an address of its own for each; 128 spill 32 bytes
+)
 MAX_ACCUMULATORS_SCATTERED = 64  # with M-major elements in several slabs; 96 spill with two bf16 or fp32 operands
 
 
@@ -361,6 +364,8 @@ def _budget_refusals(spec: GemmSpec) -> Iterator[Legality]:
     has_short_tiles = spec.adapter in (*RAGGED_M, GROUPED)
     if has_short_tiles and PortKind.ROW_PARTIALS in kinds:
         limit = min(limit, MAX_ACCUMULATORS_REDUCED_SHORT)
+    if spec.adapter == GROUPED and PortKind.TILE_INPUT in kinds and not spec.operands.d.is_tma:
+        limit = min(limit, MAX_ACCUMULATORS_GROUPED_ELEMENTS)
     if spec.combine is not None and spec.pieces_of is None and has_short_tiles:
         is_roomy = spec.config.pingpong and spec.operands.c is None
         limit = min(limit, MAX_ACCUMULATORS_RAGGED_PARTS[is_roomy])

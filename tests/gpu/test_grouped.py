@@ -124,7 +124,7 @@ def test_every_port(case: EveryGroup):
     operands.verify(operands.run())
 
 
-@pytest.mark.parametrize("row, col", zip(REDUCTIONS, REDUCTIONS[::-1]))
+@pytest.mark.parametrize("row, col", list(zip(REDUCTIONS, REDUCTIONS[::-1])))
 @pytest.mark.parametrize("split", [1, 2])
 def test_reductions(split: int, row: str, col: str):
     """Of 200 problems, whose partials are finished by few launches."""
