@@ -20,7 +20,7 @@ from .gemm_interface import (
 )
 from .gemm_operands import default_dtype
 from .gemm_port import PortKind
-from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
+from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call, with_scale_lists
 from .runtime.grouped_plan import GroupedPlan, run_once
 from .runtime.user_epilogue import user_call
 from .split_k import SplitKMode
@@ -92,8 +92,7 @@ def gemm_grouped(
         "C_list": ("C", C_list),
         "bias_list": ("bias", bias_list),
     }
-    if A_scale_list is not None or B_scale_list is not None:
-        given |= {"A_scale_list": ("A_scale", A_scale_list), "B_scale_list": ("B_scale", B_scale_list)}
+    given = with_scale_lists(given, A_scale_list, B_scale_list)
     seed = None
     for i, A in enumerate(A_list if rounding_mode else ()):
         out = A.new_empty(0, dtype=out_dtype or default_dtype(A)) if out_list is None else out_list[i]

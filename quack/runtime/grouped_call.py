@@ -116,3 +116,12 @@ def grouped_call(
     absent = {operand: None for name, operand in names.items() if name not in lists}
     families = {names[name]: tensors for name, tensors in lists.items()}
     return GroupedCall(form, options, families, absent | shared, names, launch, results, totals)
+
+
+def with_scale_lists(
+    given: dict[str, tuple[str, Optional[Tensors]]], A_scale_list: Optional[Tensors], B_scale_list: Optional[Tensors]
+) -> dict[str, tuple[str, Optional[Tensors]]]:
+    """`given` of `grouped_call`, and the scales of block-scaled A and B if there are any."""
+    if A_scale_list is not None or B_scale_list is not None:
+        given |= {"A_scale_list": ("A_scale", A_scale_list), "B_scale_list": ("B_scale", B_scale_list)}
+    return given

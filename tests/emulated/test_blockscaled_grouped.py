@@ -120,6 +120,35 @@ def test_a_plan_takes_other_scales():
             torch.testing.assert_close(twice, 2 * out)
 
 
+def test_other_functions():
+    """Activations, their gradients and reductions of lists; in and outside of a graph."""
+    problems = Problems("mxfp8", ((72, 72, 96), (1, 40, 160)))
+    lists = {name: tensors for name, tensors in problems.lists().items() if tensors is not None}
+    preacts = [t.random(t.case.m, t.case.n) for t in problems.each]
+    wide = {"out_dtype": torch.float32, "postact_dtype": torch.float32}
+
+    def step(preacts, **lists):
+        preact, postact = quack.gemm_grouped_act(**lists, activation="silu", **wide)
+        dx, values = quack.gemm_grouped_dact(**lists, PreAct_list=preacts, activation="silu", **wide)
+        return *preact, *postact, *dx, *values
+
+    torch._dynamo.reset()
+    with quack.emulator.use("sm100", checks=("all",), sms=4):
+        results = step(preacts, **lists)
+        out, rows, _ = quack.gemm_grouped_reduce(**lists, row="sum", out_dtype=torch.float32)
+    with quack.emulator.use("sm100", checks=(), sms=4):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(preacts, **lists)
+    assert all(torch.equal(x, y) for x, y in zip(results, compiled, strict=True))
+    exact = [t.exact for t in problems.each]
+    x = [preact.double().requires_grad_() for preact in preacts]
+    values = [torch.nn.functional.silu(v) for v in x]
+    expected = [*exact, *(torch.nn.functional.silu(e) for e in exact)]
+    expected += [*torch.autograd.grad(values, x, exact), *(v.detach() for v in values)]
+    expected += [*exact, *(e.sum(-1) for e in exact)]
+    for got, right in zip((*results, *out, *rows), expected, strict=True):
+        torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4 * right.abs().max().item())
+
+
 def test_torch_compile():
     problems = Problems("mxfp8", SIZES[:2], out="fp32")
 
