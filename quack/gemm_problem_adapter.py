@@ -41,6 +41,8 @@ class Operand(enum.Enum):
     B = "b"
     C = "c"
     D = "d"
+    A_SCALE = "a_scale"  # of block-scaled operands; of these two an adapter is asked for descriptors only
+    B_SCALE = "b_scale"
 
 
 Matrix = Union[Operand, PortId]  # an operand, or a tile of a mixin, which has the shape of D or half its columns

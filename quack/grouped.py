@@ -20,7 +20,7 @@ from .gemm_interface import (
 )
 from .gemm_operands import default_dtype
 from .gemm_port import PortKind
-from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
+from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call, with_scale_lists
 from .runtime.grouped_plan import GroupedPlan, run_once
 from .runtime.user_epilogue import user_call
 from .split_k import SplitKMode
@@ -48,6 +48,8 @@ def gemm_grouped(
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
     rounding_mode: Optional[int] = None,
     sr_seed: int = 0,
+    A_scale_list: Optional[Tensors] = None,
+    B_scale_list: Optional[Tensors] = None,
     _run: Callable[[GroupedCall], Any] = run_once,
 ) -> Any:
     """out_i = alpha * A_i @ B_i + beta * C_i + bias_i for every i. Returns the outputs, allocated if not given.
@@ -60,6 +62,7 @@ def gemm_grouped(
     dynamic_scheduler: draw tiles from a counter; without it that is done where the K_i differ. config: run exactly this one.
     split_k, split_k_mode: as of `gemm`, the same number of parts for all problems; None is 1.
     rounding_mode, sr_seed: as of `gemm`; the random bits of problem i are those of matrix i of a batch.
+    A_scale_list, B_scale_list: of block-scaled A_i and B_i, as in `gemm_blockscaled`; their K_i is not 0.
     The first call with new addresses writes the table; see `grouped_plan` for calls that repeat.
     epilogue: as in `gemm`. A port with a tensor (vector, tile) holds a list, one tensor for each problem; numbers are shared.
     With extra outputs the result is (out_list, *lists), whose tensors are views of one allocation where the call makes them.
@@ -70,14 +73,15 @@ def gemm_grouped(
             return eager(
                 A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list,
                 beta=beta, fast_accum=fast_accum, config=config, epilogue=epilogue, split_k=split_k,
-                split_k_mode=split_k_mode, rounding_mode=rounding_mode, sr_seed=sr_seed,
+                split_k_mode=split_k_mode, rounding_mode=rounding_mode, sr_seed=sr_seed, A_scale_list=A_scale_list,
+                B_scale_list=B_scale_list,
             )  # fmt: skip
         outs = [_output(a, b, out_dtype) for a, b in zip(A_list, B_list)] if out_list is None else list(out_list)
         numbers = (*_split_scalar(alpha), *_split_scalar(beta), fast_accum, dynamic_scheduler)
         split = (split_k, split_k_mode.value)
         _grouped_op(
             list(A_list), list(B_list), outs, list(C_list or ()), list(bias_list or ()), *numbers, *split,
-            int(rounding_mode or 0), sr_seed,
+            int(rounding_mode or 0), sr_seed, list(A_scale_list or ()), list(B_scale_list or ()),
         )  # fmt: skip
         return outs
     launch = LaunchOptions(config, dynamic_scheduler or None, split_k, split_k_mode)
@@ -88,6 +92,7 @@ def gemm_grouped(
         "C_list": ("C", C_list),
         "bias_list": ("bias", bias_list),
     }
+    given = with_scale_lists(given, A_scale_list, B_scale_list)
     seed = None
     for i, A in enumerate(A_list if rounding_mode else ()):
         out = A.new_empty(0, dtype=out_dtype or default_dtype(A)) if out_list is None else out_list[i]
@@ -172,6 +177,8 @@ def _grouped_op(
     split_k_mode: str,
     rounding_mode: int,
     sr_seed: int,
+    A_scale_list: list[torch.Tensor],
+    B_scale_list: list[torch.Tensor],
 ) -> None:
     gemm_grouped(
         A_list,
@@ -187,6 +194,8 @@ def _grouped_op(
         split_k_mode=SplitKMode(split_k_mode),
         rounding_mode=rounding_mode,
         sr_seed=sr_seed,
+        A_scale_list=A_scale_list or None,
+        B_scale_list=B_scale_list or None,
     )
 
 

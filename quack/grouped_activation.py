@@ -20,7 +20,7 @@ from .gemm_interface import writes_only
 from .gemm_operands import ActivationName, activation_of, default_dtype, postact_shape, preact_shape
 from .grouped import PLANNED
 from .reduction import Reduction
-from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
+from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call, with_scale_lists
 from .runtime.grouped_partials import Totals
 from .runtime.grouped_plan import run_once
 from .split_k import SplitKMode
@@ -46,17 +46,21 @@ def gemm_grouped_act(
     config: Optional[GemmConfig] = None,
     split_k: Optional[int] = None,
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
+    A_scale_list: Optional[Tensors] = None,
+    B_scale_list: Optional[Tensors] = None,
     _run: Callable[[GroupedCall], Any] = run_once,
 ) -> Outputs:
     """preact_i = A_i @ B_i + C_i + bias_i, postact_i = activation(preact_i). Returns (preact_list or None, postact_list).
 
     A_i (M_i, K_i), B_i (K_i, N_i), C_i and preact_i (M_i, N_i), bias_i (N_i,), postact_i (M_i, N_i), or (M_i, N_i / 2) of a gated
     activation; any extent may be 0. `preact_out_list[i] is C_list[i]` works in place. store_preact=False does not write preact.
+    A_scale_list, B_scale_list: as in `gemm_grouped`.
     """
     function = activation_of(activation)
     if torch.compiler.is_compiling():
         dtypes = (out_dtype, postact_dtype)
-        call = (C_list, bias_list, function.value, dynamic_scheduler, split_k, split_k_mode.value)
+        launched = (dynamic_scheduler, split_k, split_k_mode.value, list(A_scale_list or ()), list(B_scale_list or ()))
+        call = (C_list, bias_list, function.value, *launched)
         return _compiled_act(A_list, B_list, preact_out_list, postact_out_list, store_preact, dtypes, call)
     if preact_out_list is not None and not store_preact:
         raise ValueError("preact_out_list is given and store_preact is False: pass one of them")
@@ -68,6 +72,7 @@ def gemm_grouped_act(
         "preact_out_list": ("out", preact_out_list),
         "postact_out_list": ("postact_out", postact_out_list),
     }
+    given = with_scale_lists(given, A_scale_list, B_scale_list)
     shared: dict[str, Any] = {"A_idx": None, "cu_seqlens_m": None}
     if not store_preact:
         del given["preact_out_list"]
@@ -111,6 +116,8 @@ def gemm_grouped_dact(
     config: Optional[GemmConfig] = None,
     split_k: Optional[int] = None,
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
+    A_scale_list: Optional[Tensors] = None,
+    B_scale_list: Optional[Tensors] = None,
     _run: Callable[[GroupedCall], Any] = run_once,
 ) -> Gradients:
     """dx_i = activation'(PreAct_i) * (A_i @ B_i), postact_i = activation(PreAct_i). Returns (dx_list, postact_list or None), and the
@@ -119,12 +126,14 @@ def gemm_grouped_dact(
     A_i (M_i, K_i), B_i (K_i, N_i), PreAct_i and dx_i (M_i, N_i), or (M_i, 2 N_i) of a gated activation, postact_i (M_i, N_i),
     colvec_scale_i (M_i,); the reductions are fp32 (M_i,), views of one tensor, and finished by one further launch for problems
     with about as many columns. dx_out_list[i] may be PreAct_list[i] (in place).
+    A_scale_list, B_scale_list: as in `gemm_grouped`.
     """
     function = activation_of(activation)
     if torch.compiler.is_compiling():
         postacts = postact_out_list if store_postact else ()
         dtypes = (out_dtype, postact_dtype)
-        call = (colvec_scale_list, function, dynamic_scheduler, split_k, split_k_mode.value)
+        launched = (dynamic_scheduler, split_k, split_k_mode.value, list(A_scale_list or ()), list(B_scale_list or ()))
+        call = (colvec_scale_list, function, *launched)
         return _compiled_dact(A_list, B_list, PreAct_list, dx_out_list, postacts, colvec_reduce, dtypes, call)
     if postact_out_list is not None and not store_postact:
         raise ValueError("postact_out_list is given and store_postact is False: pass one of them")
@@ -138,6 +147,7 @@ def gemm_grouped_dact(
         "postact_out_list": ("postact_out", postact_out_list),
         "colvec_scale_list": ("colvec_scale", colvec_scale_list),
     }
+    given = with_scale_lists(given, A_scale_list, B_scale_list)
     # The row sums are finished for all problems at once, so no problem has some of its own.
     shared: dict[str, Any] = {"A_idx": None, "cu_seqlens_m": None, "sums": ()}
     form = Backward(function, store_postact, colvec_reduce, out_dtype, postact_dtype)
@@ -248,11 +258,13 @@ def _act_op(
     dynamic: bool,
     split_k: Optional[int],
     split_k_mode: str,
+    A_scale_list: list[torch.Tensor],
+    B_scale_list: list[torch.Tensor],
 ) -> None:
     gemm_grouped_act(
         A_list, B_list, C_list or None, bias_list or None, activation, preact_list if store_preact else None,
         postact_list, store_preact=store_preact, dynamic_scheduler=dynamic, split_k=split_k,
-        split_k_mode=SplitKMode(split_k_mode),
+        split_k_mode=SplitKMode(split_k_mode), A_scale_list=A_scale_list or None, B_scale_list=B_scale_list or None,
     )  # fmt: skip
 
 
@@ -269,11 +281,14 @@ def _dact_op(
     dynamic: bool,
     split_k: Optional[int],
     split_k_mode: str,
+    A_scale_list: list[torch.Tensor],
+    B_scale_list: list[torch.Tensor],
 ) -> None:
     results = gemm_grouped_dact(
         A_list, B_list, PreAct_list, activation, dx_list, postact_list or None,
         colvec_scale_list=colvec_scale_list or None, colvec_reduce=sums is not None, dynamic_scheduler=dynamic,
         store_postact=bool(postact_list), split_k=split_k, split_k_mode=SplitKMode(split_k_mode),
+        A_scale_list=A_scale_list or None, B_scale_list=B_scale_list or None,
     )  # fmt: skip
     if sums is not None and results[2] is not None:
         torch.cat(results[2], out=sums)

@@ -16,9 +16,10 @@ from cutlass.cute.nvgpu import cpasync
 from cutlass.memory import SmemAllocator
 from cutlass.tensor_utils import TensorMapManager, TensorMapUpdateMode
 
+from .block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS
 from .cute_dtype import CUTE_DTYPE
 from .epilogue.tables import TensorTable
-from .gemm_config import GemmConfig, Major, OperandSpec
+from .gemm_config import TMA_ALIGN_BYTES, GemmConfig, Major, OperandSpec
 from .gemm_port import ArgumentKind, PortId, PortSpec, tile_layouts
 from .gemm_problem_adapter import Matrix, Operand, ProblemAdapter, ProblemShape
 from .gemm_work import WorkDesc
@@ -28,6 +29,11 @@ from .tile_scheduler import TileScheduler
 
 DESCRIPTOR_BYTES = 128
 WARP = 32
+
+
+def elements_of(spec: OperandSpec, nbytes: int) -> int:
+    """In global memory."""
+    return 2 * nbytes if spec.dtype.is_packed else nbytes // spec.dtype.bytes
 
 
 class GroupedParams(NamedTuple):
@@ -72,9 +78,27 @@ class GroupedAdapter(ProblemAdapter):
         return tile_layouts(self.epilogue_specs, which.kind)[which.index]
 
     @cute.jit
+    def scale_memory(self, params: GroupedParams, which: cutlass.Constexpr[Any], problem: Int32) -> cute.Tensor:
+        """Device. The scales of A or B of one problem, words as `block_scales` has them, (row blocks, words, 1)."""
+        is_a = which is Operand.A_SCALE
+        rows = Int32(params.table[problem, int(Word.M if cutlass.const_expr(is_a) else Word.N)])
+        blocks = cute.ceil_div(
+            Int32(params.table[problem, int(Word.K)]),
+            BLOCK_SCALES * (self.specs.a if is_a else self.specs.b).scaling.block,
+        )
+        words = Int64(blocks * BLOCK_WORDS)
+        shape = (cutlass.max(cute.ceil_div(rows, BLOCK_ROWS), 1), cutlass.max(Int32(words), 1), 1)
+        address = params.table[problem, self.slot(which).word]
+        pointer = cute.make_ptr(Int64, address, cute.AddressSpace.gmem, assumed_align=TMA_ALIGN_BYTES)
+        stride = (cute.assume(words, divby=BLOCK_WORDS), 1, 0)
+        return cute.make_tensor(pointer, cute.make_layout(shape, stride=stride))
+
+    @cute.jit
     def memory(self, params: GroupedParams, which: cutlass.Constexpr[Any], problem: Int32) -> cute.Tensor:
         """Device. The matrix of one problem in kernel mode order, (outer, inner, 1). Extents of 0 count as 1: they are never read,
         but a descriptor cannot hold them."""
+        if cutlass.const_expr(which in (Operand.A_SCALE, Operand.B_SCALE)):
+            return self.scale_memory(params, which, problem)
         spec, slot = self.spec_of(which), self.slot(which)
         outer = params.table[problem, int(Word.N if cutlass.const_expr(which is Operand.B) else Word.M)]
         is_input = which is Operand.A or which is Operand.B
@@ -83,7 +107,7 @@ class GroupedAdapter(ProblemAdapter):
             inner = inner // 2
         pitch = params.table[problem, slot.pitch]
         if cutlass.const_expr(spec.is_tma):
-            pitch = cute.assume(pitch, divby=spec.align // spec.dtype.bytes)
+            pitch = cute.assume(pitch, divby=elements_of(spec, spec.align))
         shape = (cutlass.max(Int32(outer), 1), cutlass.max(Int32(inner), 1), 1)
         stride = (pitch, 1, 0) if cutlass.const_expr(spec.major is Major.INNER) else (1, pitch, 0)
         dtype, address = CUTE_DTYPE[spec.dtype], params.table[problem, slot.word]
@@ -140,7 +164,9 @@ class GroupedAdapter(ProblemAdapter):
         problem: Int32,
         warp: Int32,
     ):
-        if cutlass.const_expr(isinstance(which, Operand)):
+        if cutlass.const_expr(which is Operand.A_SCALE or which is Operand.B_SCALE):
+            atom = operands.scales[int(which is Operand.B_SCALE)].atom
+        elif cutlass.const_expr(isinstance(which, Operand)):
             atom = getattr(operands, which.value).atom
         else:
             atom = operands.tile_outputs[which.index].atom

@@ -10,7 +10,7 @@ from .gemm_interface import Scalar
 from .gemm_reduction import REDUCE, Kind, combine
 from .grouped import PLANNED, gemm_grouped_ref
 from .reduction import Reduction
-from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call
+from .runtime.grouped_call import GroupedCall, LaunchOptions, Tensors, grouped_call, with_scale_lists
 from .runtime.grouped_partials import Totals
 from .runtime.grouped_plan import run_once
 from .split_k import SplitKMode
@@ -34,6 +34,8 @@ def gemm_grouped_reduce(
     config: Optional[GemmConfig] = None,
     split_k: Optional[int] = None,
     split_k_mode: SplitKMode = SplitKMode.SERIAL,
+    A_scale_list: Optional[Tensors] = None,
+    B_scale_list: Optional[Tensors] = None,
     _run: Callable[[GroupedCall], Any] = run_once,
 ) -> Results:
     """(out_list, row_list or None, col_list or None): out_i = alpha * A_i @ B_i + beta * C_i + bias_i, and reductions of it before it
@@ -47,6 +49,7 @@ def gemm_grouped_reduce(
         return eager(
             A_list, B_list, C_list, bias_list, row=row, col=col, out_list=out_list, out_dtype=out_dtype, alpha=alpha,
             beta=beta, dynamic_scheduler=dynamic_scheduler, config=config, split_k=split_k, split_k_mode=split_k_mode,
+            A_scale_list=A_scale_list, B_scale_list=B_scale_list,
         )  # fmt: skip
     given = {
         "A_list": ("A", A_list),
@@ -55,6 +58,7 @@ def gemm_grouped_reduce(
         "bias_list": ("bias", bias_list),
         "out_list": ("out", out_list),
     }
+    given = with_scale_lists(given, A_scale_list, B_scale_list)
     kinds = {"row": None if row is None else Reduction.of(row), "col": None if col is None else Reduction.of(col)}
     totals = tuple(Totals(name, kind) for name, kind in kinds.items() if kind is not None)
     options = (out_dtype, *kinds.values(), False, None)

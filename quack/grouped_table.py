@@ -2,12 +2,12 @@
 
 A problem is a row of int64 words, padded to whole lines of 128 bytes:
 
-| M | N | K | number | A | B | D | C, if any | each port of the mixins that has a tensor for every problem |
-|---|---|---|---|---|---|---|---|---|
+| M | N | K | number | A | B | D | scales of A, of B, if any | C, if any | each port of the mixins with a tensor for every problem |
+|---|---|---|---|---|---|---|---|---|---|
 
 M, N and K as the kernel has them, number: which problem of the call this is. A matrix has two words, its address and the pitch of
-its strided mode in elements, a vector one, its address. A kernel without C and without mixins has a prefix of the words of one
-with them, so that two launches can share a table.
+its strided mode in elements, a vector and scales one, the address. A kernel without C and without mixins has a prefix of the
+words of one with them, so that two launches can share a table.
 
 Beside the table every problem has a TMA descriptor (128 bytes) for each matrix that TMA moves, numbered in the same order.
 """
@@ -20,9 +20,10 @@ from .gemm_config import OperandSpec, OperandSpecs
 from .gemm_port import EpilogueOpSpec, PortId, PortKind, PortSource, numbered_ports
 
 LINE_WORDS = 16  # 128 bytes: what TMA asks of the address of a descriptor
-ORDER = ("a", "b", "d", "c")  # fields of `OperandSpecs`
+SCALES = ("a_scale", "b_scale")
+ORDER = ("a", "b", "d", *SCALES, "c")  # fields of `OperandSpecs`, and scales
 
-Key = Union[str, PortId]  # an operand by its field in `OperandSpecs`, or a port
+Key = Union[str, PortId]  # an operand by its name in `ORDER`, or a port
 
 
 class Word(enum.IntEnum):
@@ -64,6 +65,10 @@ def table_layout(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -
         descriptors += is_moved_by_tma
 
     for name in ORDER:
+        if name in SCALES:
+            if operands.is_scaled:
+                add(name, False, True)
+            continue
         spec: Optional[OperandSpec] = getattr(operands, name)
         if spec is not None:
             add(name, True, spec.is_tma)

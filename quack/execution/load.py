@@ -1,10 +1,13 @@
 """The warps that fill shared memory by TMA."""
 
+from typing import Any, NamedTuple, Optional
+
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.pipeline import PipelineState, PipelineUserType, make_pipeline_state
 
+from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import NO_PROBLEM, Operand
 from ..gemm_work import WorkDesc
 from ..split_k_combine import is_last_part
@@ -13,8 +16,20 @@ from .cta import CtaContext
 from .transport import OperandTransport
 
 
+class ScaleLoad(NamedTuple):
+    """A load of the scales of a k tile. mask: the CTAs that take it, None: this one. descriptor: the problem's own, if it has one."""
+
+    operand: TmaOperand
+    shares: tuple[Share, ...]
+    mask: Any
+    descriptor: Optional[cute.Pointer]
+
+
 class LoadRoles(OperandTransport):
     """Loads of A and B, and of C."""
+
+    loaded: tuple[Operand, ...] = (Operand.A, Operand.B)
+    """What comes through the ring of A and B."""
 
     @cute.jit
     def load_operands(self, cta: CtaContext):
@@ -23,7 +38,7 @@ class LoadRoles(OperandTransport):
         held = Int32(NO_PROBLEM)
         cursor = cta.works.first()
         while cursor.work.is_valid:
-            held = self.acquire(cta.problem, (Operand.A, Operand.B), cursor.work, held)
+            held = self.acquire(cta.problem, self.loaded, cursor.work, held)
             state = self.load_work(cta, cursor.work, state)
             cursor = cta.works.next(cursor)
             cta.works.mark_begun()
@@ -49,16 +64,21 @@ class LoadRoles(OperandTransport):
             k_tile = first + step
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
-            for operand, shares, mask in scales:
-                self.copy_shares(cta.place, operand, shares, k_tile, (state, full), mask)
+            self.load_scales(cta, scales, k_tile, (state, full))
             self.copy_shares(cta.place, cta.operands.a, a_shares, k_tile, (state, full), a_mask, a_descriptor)
             self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             state.advance()
         return state
 
-    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple:
-        """(operand, shares, multicast mask) of the scales that come with the k tiles of one work; none unless operands are
-        block-scaled."""
+    def load_scales(
+        self, cta: CtaContext, loads: tuple[ScaleLoad, ...], k_tile: Int32, to: tuple[PipelineState, cute.Pointer]
+    ):
+        """Issue those of a k tile. to: the stage and its barrier."""
+        for load in loads:
+            self.copy_shares(cta.place, load.operand, load.shares, k_tile, to, load.mask, load.descriptor)
+
+    def partition_scales(self, cta: CtaContext, work: WorkDesc) -> tuple[ScaleLoad, ...]:
+        """The scales that come with the k tiles of one work; none unless operands are block-scaled."""
         return ()
 
     def partition_b(self, cta: CtaContext, work: WorkDesc) -> tuple[Share, ...]:

@@ -31,6 +31,7 @@ from .legality import legality
 from .operands import aligned_copy
 from .plan import GemmRequest, clusters_to_launch, describe_request
 from .residency import cluster_count
+from .scales import Scales, as_stored
 from .spec import GROUPED, GemmShape, GemmSpec, UnsupportedGemm
 from .split_k import COMBINE, SplitPlan, check_split, split_spec, streams
 
@@ -97,6 +98,7 @@ class GroupedLaunch:
         self.template, self.template_has_k = self.problems[0].index, self.problems[0].shape.k > 0
         a, b = self.spec.operands.a, self.spec.operands.b
         self.a_spec, self.b_spec = (b, a) if config.swap_ab else (a, b)
+        self.scales = Scales.in_one_row() if spec.operands.is_scaled else None
         self.table: TableLayout = table_layout(spec.operands, spec.epilogue)
         self.names = self._names()
         self.rows = np.array([self._static_row(p) for p in self.problems], dtype=np.int64)
@@ -106,6 +108,7 @@ class GroupedLaunch:
         """By word of the table, the operand whose address that is."""
         swapped = self.spec.config.swap_ab
         operands = {"a": "B" if swapped else "A", "b": "A" if swapped else "B", "c": "C", "d": "out"}
+        operands |= {f"{key}_scale": f"{operands[key]}_scale" for key in ("a", "b")}
         found = {slot.word: operands[key] for key, slot in self.table.slots.items() if isinstance(key, str)}
         for (port_id, _), port in zip(numbered_ports(self.spec.epilogue), self.ports, strict=True):
             slot = self.table.slots.get(port_id)
@@ -120,9 +123,11 @@ class GroupedLaunch:
         row[Word.NUMBER] = problem.index
         layouts = {port_id: port.layout for port_id, port in numbered_ports(self.spec.epilogue)}
         for key, slot in self.table.slots.items():
+            if slot.pitch is None:
+                continue
             spec: Optional[OperandSpec]
             spec = getattr(self.spec.operands, key) if isinstance(key, str) else layouts[key]
-            if slot.pitch is not None and spec is not None:
+            if spec is not None:
                 row[slot.pitch] = pitch_of(spec, *problem.layouts[self.names[slot.word]])
         return row
 
@@ -156,12 +161,21 @@ class GroupedLaunch:
             counts.insert(0, table_layout(first.operands, first.epilogue).descriptors)
         return BoundLaunch(self, BoundTables(rows, families["out"][0].device, *counts))
 
+    def scale_templates(self, families: Families) -> tuple[torch.Tensor, ...]:
+        """The scales of A and B of that problem in kernel roles, if there are any."""
+        if self.scales is None:
+            return ()
+        a, b = (families[name][self.template] for name in ("A_scale", "B_scale"))
+        return self.scales.words_of(a, b, self.spec.config.swap_ab)
+
     def templates(self, families: Families) -> tuple[Any, ...]:
         """A, B, C and D of one problem in kernel roles, from which the host encodes descriptors."""
         index = self.template
         a, b, d = families["A"][index], families["B"][index], families["out"][index]
         if not self.template_has_k:  # empty tensors have no useful address, and are not read
             a, b = aligned_copy(a, self.a_spec), aligned_copy(b, self.b_spec)
+        if self.scales is not None:
+            a, b = as_stored(a), as_stored(b)
         c = families["C"][index] if self.spec.operands.c is not None else None
         if self.convert is not None:
             c, d = None if c is None else self.convert(c), self.convert(d)
@@ -199,7 +213,7 @@ class BoundLaunch:
     def arguments(self, families: Families, shared: dict[str, Any], reached: tuple[torch.Tensor, ...]) -> tuple:
         """What `call` takes; the same at every launch but the first."""
         launch, tables = self.launch, self.tables
-        problem = (tables.table, tables.descriptors, int(self.is_first))
+        problem = (*launch.scale_templates(families), tables.table, tables.descriptors, int(self.is_first))
         return *launch.templates(families), problem, launch.port_arguments(families, shared), reached
 
     def call(self, a: Any, b: Any, c: Any, d: Any, problem: Any, ports: Any, reached: Any) -> None:
@@ -210,8 +224,8 @@ class BoundLaunch:
             if launch.split is None:
                 launch.function(a, b, c, d, problem, ports, counter, launch.clusters)
             else:
-                table, _, is_new = problem
-                sum_problem = (table, self.tables.sum_descriptors, is_new)
+                *scales, table, _, is_new = problem
+                sum_problem = (*scales, table, self.tables.sum_descriptors, is_new)
                 launch.split.run((a, b, c, d), problem, ports, counter, sum_problem)
 
 

@@ -17,6 +17,9 @@ Families = dict[str, tuple[torch.Tensor, ...]]  # by operand, a tensor for each 
 Results = Union[str, tuple[Optional[str], ...]]  # operands and partials that a call returns, as a list each
 
 
+SCALES = ("A_scale_list", "B_scale_list")  # of any shape
+
+
 @dataclass(frozen=True)
 class LaunchOptions:
     """What is decided for all problems of a launch; as in `GemmRequest`."""
@@ -87,7 +90,7 @@ def checked_lists(given: dict[str, Optional[Tensors]], vectors: tuple[str, ...] 
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"{name}[{index}] is a {type(tensor).__name__}, expected a torch.Tensor")
             wanted = 1 if name in vectors else 2
-            if tensor.dim() != wanted:
+            if tensor.dim() != wanted and name not in SCALES:
                 raise ValueError(
                     f"{name}[{index}] has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected {wanted}"
                 )
@@ -113,3 +116,12 @@ def grouped_call(
     absent = {operand: None for name, operand in names.items() if name not in lists}
     families = {names[name]: tensors for name, tensors in lists.items()}
     return GroupedCall(form, options, families, absent | shared, names, launch, results, totals)
+
+
+def with_scale_lists(
+    given: dict[str, tuple[str, Optional[Tensors]]], A_scale_list: Optional[Tensors], B_scale_list: Optional[Tensors]
+) -> dict[str, tuple[str, Optional[Tensors]]]:
+    """`given` of `grouped_call`, and the scales of block-scaled A and B if there are any."""
+    if A_scale_list is not None or B_scale_list is not None:
+        given |= {"A_scale_list": ("A_scale", A_scale_list), "B_scale_list": ("B_scale", B_scale_list)}
+    return given

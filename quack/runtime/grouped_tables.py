@@ -51,11 +51,11 @@ class BoundTables:
 
 def pitch_of(spec: OperandSpec, shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements between neighbours of the strided mode; a legal number where there are no neighbours."""
-    strided = 1 - spec.unit_stride_dim
+    strided, packed = 1 - spec.unit_stride_dim, 2 if spec.dtype.is_packed else 1
     if shape[strided] > 1:
-        return strides[strided]
-    per_row = TMA_ALIGN_BYTES // spec.dtype.bytes
-    return max(1, -(-shape[1 - strided] // per_row)) * per_row
+        return strides[strided] * packed
+    per_row = TMA_ALIGN_BYTES * 2 if spec.dtype.is_packed else TMA_ALIGN_BYTES // spec.dtype.bytes
+    return max(1, -(-shape[1 - strided] * packed // per_row)) * per_row
 
 
 def _aligned_rows(rows: int, words: int, device: torch.device) -> torch.Tensor:

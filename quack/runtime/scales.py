@@ -147,21 +147,34 @@ class Scales(NamedTuple):
             return None
         _, blocks = blocks_of(1, elements_along_k(request), SCALING_OF_TORCH[request.A_scale.dtype])
         if request.adapter in RAGGED_K:  # rows of blocks are as long as a group: one row of everything
-            return Scales(((1, -1), (1, -1)))
+            return Scales.in_one_row()
         batches = (t.shape[0] if t.dim() == 3 else 1 for t in (request.A, request.B))
         return Scales(tuple((batch, blocks * BLOCK_WORDS) for batch in batches))
+
+    @staticmethod
+    def in_one_row() -> "Scales":
+        """Where the kernel itself knows how long a row of blocks is."""
+        return Scales(((1, -1), (1, -1)))
 
     def stored(
         self, A: torch.Tensor, B: torch.Tensor, arguments: Optional[tuple[Any, ...]], swapped: bool
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
         """A, B and the arguments, scales first, in dtypes that the kernel takes: packed elements as bytes, scales as words."""
         assert arguments is not None
-        A, B = (t.view(torch.uint8) if t.dtype is torch.float4_e2m1fn_x2 else t for t in (A, B))
-        first, second = (self.words(scale, *view) for scale, view in zip(arguments[:2], self.views))
-        return A, B, (*((second, first) if swapped else (first, second)), *arguments[2:])
+        return as_stored(A), as_stored(B), (*self.words_of(arguments[0], arguments[1], swapped), *arguments[2:])
+
+    def words_of(self, A_scale: torch.Tensor, B_scale: torch.Tensor, swapped: bool) -> tuple[torch.Tensor, ...]:
+        """In kernel roles."""
+        first, second = (self.words(scale, *view) for scale, view in zip((A_scale, B_scale), self.views))
+        return (second, first) if swapped else (first, second)
 
     @staticmethod
     def words(scale: torch.Tensor, batch: int, words: int) -> torch.Tensor:
         """(batch, row blocks, words)."""
         flat = scale.view(-1).view(torch.int64)
         return flat.view(1, 1, -1) if words < 0 else flat.view(batch, -1, words)
+
+
+def as_stored(operand: torch.Tensor) -> torch.Tensor:
+    """A or B in a dtype that kernels take: packed elements as bytes."""
+    return operand.view(torch.uint8) if operand.dtype is torch.float4_e2m1fn_x2 else operand

@@ -5,9 +5,9 @@ from typing import Optional
 
 from ..arch import ARCHES, Arch, Feature
 from ..gemm_config import Dtype, Major
-from .spec import DENSE, GATHER_K, GATHER_M, VARLEN_K, VARLEN_M, GemmSpec
+from .spec import DENSE, GATHER_K, GATHER_M, GROUPED, VARLEN_K, VARLEN_M, GemmSpec
 
-SCALED_ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M)  # whose `scales` know where blocks begin
+SCALED_ADAPTERS = (DENSE, VARLEN_M, VARLEN_K, GATHER_M, GROUPED)  # whose `scales` know where blocks begin
 TILE_N_STEP = 64  # so that a tile of at most 128 columns has its scales in one block of 128
 
 

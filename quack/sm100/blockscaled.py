@@ -39,6 +39,7 @@ from ..block_scales import BLOCK_ROWS, BLOCK_SCALES, BLOCK_WORDS, MMA_K_BYTES, W
 from ..cute_dtype import CUTE_DTYPE
 from ..execution.clusters import CtaPlace, either
 from ..execution.cta import GATHER_WARP, CtaContext, SmemTensors
+from ..execution.load import ScaleLoad
 from ..gemm_base import TmaOperand
 from ..gemm_problem_adapter import Operand
 from ..gemm_work import WorkDesc
@@ -46,6 +47,7 @@ from .gemm import CTA_M, GemmSm100, major_mode
 from .resources import SCALE_BLOCK_COLUMNS
 from .scale_gather import ScaleGatherRole
 
+SCALES_OF = {Operand.A: Operand.A_SCALE, Operand.B: Operand.B_SCALE}
 SMEM_ALIGN = 128  # bytes, of what TMA writes without a swizzle
 
 
@@ -70,6 +72,8 @@ class ScaledFragments(NamedTuple):
 
 class BlockScaledGemmSm100(ScaleGatherRole, GemmSm100):
     """The main loop with scales; everything else is `GemmSm100`'s."""
+
+    loaded = (Operand.A, Operand.B, Operand.A_SCALE, Operand.B_SCALE)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -162,7 +166,7 @@ class BlockScaledGemmSm100(ScaleGatherRole, GemmSm100):
                 layout = cute.make_layout((*box, self.resources.ab_stages), stride=(words, 1, rows * words))
                 sS = cute.make_tensor(cta.smem.scales[i].iterator + first * words, layout)
                 shares = self.shares(cta.place, operand.atom, (sS, gS), coordinate[1 - i], sharers, self.boxes[i])
-                parts.append((operand, shares, mask))
+                parts.append(ScaleLoad(operand, shares, mask, self.descriptor(cta.problem, SCALES_OF[which], work)))
         return tuple(parts)
 
     @staticmethod

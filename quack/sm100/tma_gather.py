@@ -133,8 +133,7 @@ class TmaGatherRole(LoadRoles):
             cta.ab.producer_acquire(state)
             full = cta.ab.producer_get_barrier(state)
             gatherer.load_tile(indices, element, state.index, full.toint())
-            for operand, shares, mask in scales:
-                self.copy_shares(cta.place, operand, shares, k_tile, (state, full), mask)
+            self.load_scales(cta, scales, k_tile, (state, full))
             self.copy_shares(cta.place, cta.operands.b, b_shares, k_tile, (state, full), b_mask, b_descriptor)
             indices = following
             state.advance()

@@ -48,6 +48,8 @@ SCALED_TOO = (
     {"adapter": "varlen K", "commit": "split-K serial"},
     {"adapter": "gathered M"},
     {"adapter": "gathered M", "epilogue": "gated, preact"},
+    {"adapter": "grouped"},
+    {"adapter": "grouped", "commit": "split-K serial"},
 )
 STREAMED = (
     "rms",

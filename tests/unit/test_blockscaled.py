@@ -338,7 +338,6 @@ def test_what_has_no_kernel():
         "K-major": replace(spec, operands=spec.operands._replace(b=replace(b, major=Major.OUTER))),
         "loaded by TMA only": replace(spec, adapter=GATHER_M),
         "A_idx picks single k": replace(spec, adapter=GATHER_K),
-        "table of grouped problems": replace(spec, adapter=GROUPED),
         "scales for 16 elements": replace(
             spec, operands=spec.operands._replace(a=replace(a, dtype=Dtype.E4M3), b=replace(b, dtype=Dtype.E4M3))
         ),
@@ -347,7 +346,7 @@ def test_what_has_no_kernel():
     for reason, changed in refused.items():
         verdict = legality(changed)
         assert reason in str(verdict.reason) and verdict.alternative, (reason, verdict)
-    assert legality(replace(spec, combine=STREAM_COMBINE)).ok
+    assert legality(replace(spec, combine=STREAM_COMBINE)).ok and legality(replace(spec, adapter=GROUPED)).ok
     wide = spec_of("mxfp8 x mxfp4", config=replace(CONFIG, use_tma_gather=True))
     assert legality(wide).ok and legality(replace(wide, adapter=GATHER_M)).ok
     swapped = wide.operands._replace(
