@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..block_scales import BLOCK_BYTES, scale_blocks
-from ..gemm_config import GemmConfig, OperandSpecs
+from ..gemm_config import Dtype, GemmConfig, OperandSpecs
 from ..gemm_port import EpilogueOpSpec, PortKind, PortSource, present_ports, scratch_bytes
 from ..gemm_resources import MAX_AB_STAGES, MIXIN_REGISTERS, RESERVED, GemmResources, epilogue_columns, output_layouts
 
@@ -18,7 +18,8 @@ HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 K
 SCATTERED_COLUMNS = (
     16  # where matrices are accessed by element (32 spill 2.2 KB with two fp32 ones) or rounded at random
 )
-GATE_BACKWARD = "quack.epilogue.activation_backward:GateBackward"
+BACKWARD = "quack.epilogue.activation_backward:"
+GATE_BACKWARD = BACKWARD + "GateBackward"
 WEIGHED = {PortKind.COL_VECTOR, PortKind.ROW_PARTIALS}
 HELD = {PortKind.TILE_OUTPUT, PortKind.ROW_PARTIALS, PortKind.COL_PARTIALS}
 REGISTERS = 168  # a thread: 65536 of the SM / (32 * 12), in steps of 8: they are given to four warps at a time
@@ -44,6 +45,14 @@ def is_scattered(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -
         return True
     gated = (op.ports for op in epilogue if op.mixin == GATE_BACKWARD)
     if any(p.kind in WEIGHED and p.source is not PortSource.ABSENT for ports in gated for p in ports):
+        return True
+    reduces_gradient = any(
+        p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT
+        for op in epilogue
+        if op.mixin.startswith(BACKWARD)
+        for p in op.ports
+    )
+    if reduces_gradient and operands.d.dtype is Dtype.FP32:  # 384 bytes with grouped problems
         return True
     by_tma = all(spec is None or spec.is_tma for spec in (operands.c, *output_layouts(operands, epilogue)))
     return not by_tma or any(port.kind is PortKind.TILE_INPUT for port in present_ports(epilogue))
