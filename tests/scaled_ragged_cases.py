@@ -200,6 +200,8 @@ def rows() -> Iterator[ScaledRaggedCase]:
         for _ in range(2):
             yield ScaledRaggedCase(next(formats), "m", SIZES, n=200, k=544, nan_group=3, config=config)
     yield ScaledRaggedCase("nvfp4", "m", MANY, n=72, k=544, nan_group=7, config=replace(ONE, cluster_m=2))
+    two = replace(PAIR, cluster_m=4, fallback_cluster=(2, 1))  # clusters of two shapes
+    yield ScaledRaggedCase("mxfp8", "m", (300, 37, 600), n=136, k=160, nan_group=1, config=two)
     yield ScaledRaggedCase("mxfp8", "m", MANY, n=72, k=288, nan_group=0, config=PAIR, exact=True)
     yield ScaledRaggedCase("mxfp4", "m", SIZES, n=136, k=96, nan_group=1, config=ONE, exact=True, **full)
     yield ScaledRaggedCase(
@@ -236,6 +238,8 @@ def sums() -> Iterator[ScaledRaggedCase]:
     yield ScaledRaggedCase(
         "nvfp4", "k", sizes["nvfp4"], m=136, n=136, nan_group=0, out="fp32", order=order, config=PAIR
     )
+    two = replace(ONE, tile_n=192, cluster_m=2, cluster_n=2, fallback_cluster=(1, 1))
+    yield ScaledRaggedCase("nvfp4", "k", (192, 0, 64, 320), m=520, n=264, nan_group=2, config=two)
     yield ScaledRaggedCase("mxfp4", "k", sizes["mxfp4"], m=264, n=136, dynamic=True, **full)
     yield ScaledRaggedCase("mxfp8 x mxfp4", "k", (256, 128, 0, 384), m=136, n=136, nan_group=1, config=PAIR)
     for mode in (SplitKMode.SERIAL, SplitKMode.PARALLEL, SplitKMode.SEPARATE):
