@@ -29,6 +29,10 @@ TILE_M = 128
 D_STAGES = 2
 
 
+def no_table(*port: object):
+    raise NotImplementedError(port)
+
+
 @dataclass(frozen=True)
 class MemoryAccumulators(Accumulators):
     """As tensor memory is: behind loads and stores. Overwritten as soon as it is released."""
@@ -188,6 +192,7 @@ class Drain(DefaultCommit):
         layout = self.make_layout()
         ctx = EpilogueContext(
             problem=Int32(0),
+            table_row=Int32(0),
             row=tile_m * TILE_M,
             col=tile_n * self.tile_n,
             rows=Int32(self.shape[0]),
@@ -205,7 +210,7 @@ class Drain(DefaultCommit):
             scratch=scratch,
             inputs=() if inputs is None else inputs,
         )
-        mixins = bind_epilogue(self.specs, self.mixins, self.config, arguments)
+        mixins = bind_epilogue(self.specs, self.mixins, self.config, arguments, no_table)
         for mixin in mixins:
             for port in bound_ports(mixin):
                 ctx.stage(port)

@@ -258,7 +258,7 @@ def test_torch_compile_leaves_the_graph():
 def test_the_documentation_runs():
     text = (ROOT / "docs" / "epilogues.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     cell("\n".join(blocks), "<docs/epilogues.md>")
 
 

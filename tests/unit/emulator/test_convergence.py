@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quack.emulator.cluster_queue import Place
 from quack.emulator.errors import Deadlock, Misuse
 from quack.emulator.geometry import Dim3
 from quack.emulator.machine import Cluster
@@ -78,7 +79,7 @@ def test_some_lanes_exit():
 
 def test_asynchronous_operations_see_all_lanes_of_a_diverged_warp():
     """A path of one lane holds plain integers; reading and writing for an operation go around that."""
-    warp = Cluster(run_kernel("mov.u32 %r0, %lane;"), Dim3(0, 0, 0), 0).warps[0]
+    warp = Cluster(run_kernel("mov.u32 %r0, %lane;"), Place(Dim3(0, 0, 0), Dim3(1)), 0).warps[0]
     values = np.arange(100, 132, dtype=np.uint32)
     warp.regs[3] = values
     warp.split(np.arange(32) == 7, 5)
