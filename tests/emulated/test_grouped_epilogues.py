@@ -43,7 +43,7 @@ def matrices(shapes=SHAPES):
     return A, B, [a.double() @ b.double() for a, b in zip(A, B)]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", forward_groups(), ids=str)
 def test_activations(case: ActGroup, hopper):
     group = ForwardGroup(case, "cpu")
@@ -51,7 +51,7 @@ def test_activations(case: ActGroup, hopper):
     group.check()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", backward_groups(), ids=str)
 def test_gradients(case: ActGroup, hopper):
     group = BackwardGroup(case, "cpu")
@@ -67,7 +67,7 @@ def test_every_port(case: EveryGroup, hopper):
     operands.verify(operands.run())
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(12)
 @pytest.mark.filterwarnings("ignore:.*Everything.* spills")
 @pytest.mark.parametrize("arch", ["sm100", "sm120"])
 @pytest.mark.parametrize("case", [*forward_groups(), *backward_groups(), *EVERY], ids=str)
@@ -90,7 +90,7 @@ def run_and_check(group) -> None:
     group.verify(results) if isinstance(group, EveryOperands) else group.check()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("row, col", list(zip(REDUCTIONS, REDUCTIONS[::-1])))
 @pytest.mark.parametrize("config, split", [(SMALL, 1), (SWAPPED, 1), (SMALL, 2), (None, 1), (SWAPPED, 2)])
 def test_reductions(config, split: int, row: str, col: str, hopper):
