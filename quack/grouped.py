@@ -68,13 +68,13 @@ def gemm_grouped(
     With extra outputs the result is (out_list, *lists), whose tensors are views of one allocation where the call makes them.
     """
     if torch.compiler.is_compiling():
-        if epilogue is not None:
+        if epilogue is not None or config is not None or _run is not run_once:  # the op has no place for them
             eager = torch.compiler.disable(gemm_grouped, reason=COMPILING)
             return eager(
                 A_list, B_list, out_list, alpha, out_dtype, dynamic_scheduler, C_list=C_list, bias_list=bias_list,
                 beta=beta, fast_accum=fast_accum, config=config, epilogue=epilogue, split_k=split_k,
                 split_k_mode=split_k_mode, rounding_mode=rounding_mode, sr_seed=sr_seed, A_scale_list=A_scale_list,
-                B_scale_list=B_scale_list,
+                B_scale_list=B_scale_list, _run=_run,
             )  # fmt: skip
         outs = [_output(a, b, out_dtype) for a, b in zip(A_list, B_list)] if out_list is None else list(out_list)
         numbers = (*_split_scalar(alpha), *_split_scalar(beta), fast_accum, dynamic_scheduler)

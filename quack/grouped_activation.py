@@ -16,7 +16,7 @@ from .gemm_activation import gemm_act_ref, gemm_dact_ref
 from .gemm_backward import BACKWARD, Backward
 from .gemm_config import GemmConfig
 from .gemm_forward import FORWARD, Forward
-from .gemm_interface import writes_only
+from .gemm_interface import COMPILING, writes_only
 from .gemm_operands import ActivationName, activation_of, default_dtype, postact_shape, preact_shape
 from .grouped import PLANNED
 from .reduction import Reduction
@@ -56,6 +56,13 @@ def gemm_grouped_act(
     activation; any extent may be 0. `preact_out_list[i] is C_list[i]` works in place. store_preact=False does not write preact.
     A_scale_list, B_scale_list: as in `gemm_grouped`.
     """
+    if torch.compiler.is_compiling() and (config is not None or _run is not run_once):  # the op has no place for them
+        eager = torch.compiler.disable(gemm_grouped_act, reason=COMPILING)
+        return eager(
+            A_list, B_list, C_list, bias_list, activation, preact_out_list, postact_out_list, out_dtype, postact_dtype,
+            store_preact, dynamic_scheduler, config=config, split_k=split_k, split_k_mode=split_k_mode,
+            A_scale_list=A_scale_list, B_scale_list=B_scale_list, _run=_run,
+        )  # fmt: skip
     function = activation_of(activation)
     if torch.compiler.is_compiling():
         dtypes = (out_dtype, postact_dtype)
@@ -128,6 +135,13 @@ def gemm_grouped_dact(
     with about as many columns. dx_out_list[i] may be PreAct_list[i] (in place).
     A_scale_list, B_scale_list: as in `gemm_grouped`.
     """
+    if torch.compiler.is_compiling() and (config is not None or _run is not run_once):  # the op has no place for them
+        eager = torch.compiler.disable(gemm_grouped_dact, reason=COMPILING)
+        return eager(
+            A_list, B_list, PreAct_list, activation, dx_out_list, postact_out_list, out_dtype, postact_dtype,
+            colvec_scale_list, colvec_reduce, dynamic_scheduler, store_postact=store_postact, config=config,
+            split_k=split_k, split_k_mode=split_k_mode, A_scale_list=A_scale_list, B_scale_list=B_scale_list, _run=_run,
+        )  # fmt: skip
     function = activation_of(activation)
     if torch.compiler.is_compiling():
         postacts = postact_out_list if store_postact else ()

@@ -214,3 +214,17 @@ def test_torch_compile(hopper):
     compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
     for got, expected in zip(compiled(A, B), chain(A, B), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_a_pinned_configuration_leaves_the_graph(hopper):
+    """Before it was silently left out: this one is refused."""
+    refused = quack.GemmConfig(64, 24)
+    A, B = [torch.randn(64, 64).bfloat16()], [torch.randn(64, 64).bfloat16().mT]
+    calls = (
+        lambda: quack.gemm_grouped(A, B, config=refused),
+        lambda: quack.gemm_grouped_act(A, B, activation="relu", config=refused),
+        lambda: quack.gemm_grouped_dact(A, B, A, activation="relu", config=refused),
+    )
+    for call in calls:
+        with pytest.raises(quack.UnsupportedGemm):
+            torch.compile(call, backend="eager")()
