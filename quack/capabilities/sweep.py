@@ -4,6 +4,7 @@ A result is keyed by the cell and the cache key of its kernels: spec, toolchain 
 since is compiled again, and the results of what no longer exists are dropped.
 """
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -35,10 +36,13 @@ def failure(result: dict[str, Any]) -> Optional[str]:
     return ", ".join(bad) or None
 
 
+_facts = functools.lru_cache(maxsize=64)(kernel_facts)  # neighbouring cells share the second kernel of split-K
+
+
 def compile_cell(cell: Cell) -> dict[str, Any]:
     """In this process: facts of each kernel, or the error."""
     try:
-        return {"kernels": [kernel_facts(spec) for spec in judge(cell).kernels]}
+        return {"kernels": [_facts(spec) for spec in judge(cell).kernels]}
     except Exception as error:  # noqa: BLE001 - whatever CuTe DSL raises is the result
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
 

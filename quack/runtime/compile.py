@@ -6,6 +6,7 @@ the worker needs no GPU. Classes and functions of users exist in this process on
 """
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -19,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
+import unittest.mock
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional, TypeGuard, Union
 
@@ -397,10 +399,22 @@ def _spilled_bytes(remarks: str) -> int:
 # ---- cross-compilation facts ------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """ptxas' remarks make CuTe DSL 4.8.1 look up the source line of every operation, which nobody reads here: 37 % of a trace
+    and compile. Not for user code, whose errors are reported by line."""
+    import cutlass.base_dsl.dsl as dsl
+
+    switch = "_set_enable_frame_filtering"  # private: where it has gone, facts only take longer
+    enable = getattr(dsl, switch, lambda enabled: None)
+    with unittest.mock.patch.object(dsl, switch, lambda enabled: enable(False), create=True):
+        yield
+
+
 def kernel_facts(spec: Spec) -> dict[str, Any]:
     """Compile for `spec.arch` without a GPU and report what the ledger keeps; in this process."""
     execution = ARCHES[spec.arch].execution
-    with tempfile.TemporaryDirectory() as scratch, _in_process:
+    with tempfile.TemporaryDirectory() as scratch, _in_process, _without_locations():
         remarks = Path(scratch) / "remarks.yaml"
         start = time.perf_counter()
         compiled = trace(spec, f"--keep-ptx --dump-dir={scratch} {_remark_options(remarks)}")
