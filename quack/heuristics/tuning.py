@@ -12,6 +12,7 @@ Clusters = tuple[tuple[int, int], ...]
 
 # Shares of the data sheet's figures that an H200 sustains, for chips that nobody has measured.
 MMA_SHARE = {32: 0.83, 16: 0.83, 8: 0.81, 4: 0.81}
+SMEM_SHARE = 1.16  # of one direction's bytes a clock: reads and writes together
 L2_SHARE = 0.63
 L2_BURST_SHARE = 0.94
 HBM_SHARE = 0.85
@@ -59,7 +60,7 @@ class Roofline:
             l2_bytes=L2_KEPT_SHARE * chip[Figure.L2_BYTES],
             grouped_l2_bytes_per_ns=0.8 * L2_SHARE * l2,
             gather_bytes_per_ns=0.2 * l2,
-            smem_bytes_per_ns=chip[Figure.SMEM_BYTES_PER_CLK] * chip[Figure.CLOCK_GHZ],
+            smem_bytes_per_ns=SMEM_SHARE * chip[Figure.SMEM_BYTES_PER_CLK] * chip[Figure.CLOCK_GHZ],
         )
 
 

@@ -39,7 +39,7 @@ class KTileWork:
 
     @property
     def smem_bytes(self) -> int:
-        """Through the one port of shared memory."""
+        """Of shared memory, read and written."""
         return self.operand_reads + self.operand_bytes
 
 
@@ -64,7 +64,7 @@ class DrainWork:
 
     @property
     def smem_bytes(self) -> int:
-        """Through the one port of shared memory."""
+        """Of shared memory, read and written."""
         return 2 * (self.staged_in + self.staged_out)
 
 

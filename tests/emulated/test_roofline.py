@@ -46,7 +46,7 @@ def test_counted_work_is_the_modelled(name: str):
 CONFLICTING = (
     Resource.SMEM_CONFLICTS,
     Resource.SMEM,
-    Resource.SMEM_APART,
+    Resource.SMEM_ONE_PORT,
 )  # fp32 subtiles are stored with bank conflicts
 
 

@@ -24,9 +24,9 @@ def of(arch: str, tile: str, k: int = 4096, **options) -> Roof:
     return roof(*Problem(arch, 8192, 8192, k, **options).configured(parse_config(tile)(arch)))
 
 
-@pytest.mark.parametrize("arch", KERNELS)
-def test_flops_of_all_tiles_are_those_of_the_product(arch: str):
-    found = roof(*Problem(arch, 4096, 4096, 1024).configured())
+@pytest.mark.parametrize(("arch", "tile"), TILES.items())
+def test_flops_of_all_tiles_are_those_of_the_product(arch: str, tile: str):
+    found = roof(*Problem(arch, 4096, 4096, 1024).configured(parse_config(tile)(arch)))
     config = found.spec.config
     ctas = 4096 * 4096 / (config.cta_tile_m * config.tile_n)
     mma = found.line(Resource.MMA)
@@ -37,9 +37,9 @@ def test_flops_of_all_tiles_are_those_of_the_product(arch: str):
     assert found.predicted_ns > ideal_ns
 
 
-@pytest.mark.parametrize("arch", KERNELS)
-def test_hbm_bytes_of_all_tiles_are_those_of_the_operands(arch: str):
-    found = roof(*Problem(arch, 4096, 4096, 1024, has_c=True).configured())
+@pytest.mark.parametrize(("arch", "tile"), TILES.items())
+def test_hbm_bytes_of_all_tiles_are_those_of_the_operands(arch: str, tile: str):
+    found = roof(*Problem(arch, 4096, 4096, 1024, has_c=True).configured(parse_config(tile)(arch)))
     ctas = 4096 * 4096 / (found.spec.config.cta_tile_m * found.spec.config.tile_n)
     line = found.line(Resource.HBM)
     assert ctas * line.modelled.tile == pytest.approx(2 * (2 * 4096 * 1024 + 2 * 4096 * 4096))
@@ -65,18 +65,18 @@ def test_main_loop_of_a_pair_takes_no_more_of_an_sm_than_the_mma_covers():
     found = of("sm_100a", "256x256x64cl2x1")
     clocks = {line.resource: line.clocks for line in found.lines}
     assert clocks[Resource.MMA] == Amount(512, 0)
-    assert clocks[Resource.SMEM] == Amount(512, 1024)
-    assert clocks[Resource.SMEM_APART] == Amount(256, 512)
+    assert clocks[Resource.SMEM] == Amount(256, 512)
+    assert clocks[Resource.SMEM_ONE_PORT] == Amount(512, 1024)
     assert clocks[Resource.L2_LOADS] == Amount(512, 0)
     assert clocks[Resource.TMEM] == Amount(0, 256)
     assert found.k_tiles == 64 and found.is_drain_hidden
-    assert found.main_loop_bound.resource is Resource.MMA
+    assert found.main_loop_bound.resource is found.tile_bound.resource is Resource.MMA
     mma = clocks[Resource.MMA].total(64)
-    for resource in (Resource.SMEM_APART, Resource.L2_STORES, Resource.TMEM, Resource.CONVERSIONS, Resource.ISSUE):
+    for resource in (Resource.SMEM, Resource.L2_STORES, Resource.TMEM, Resource.CONVERSIONS, Resource.ISSUE):
         assert clocks[resource].total(64) < 0.52 * mma, resource
-    assert clocks[Resource.SMEM].total(64) == pytest.approx(mma, rel=0.032)  # reads and writes on one port: 3.1 % over
+    assert clocks[Resource.SMEM_ONE_PORT].total(64) == pytest.approx(mma, rel=0.032)  # not so on an H200: 3.1 % over
     alone = of("sm_100a", "128x256x64cl2x1")
-    assert alone.main_loop_bound.resource is Resource.SMEM and alone.line(Resource.SMEM).clocks.k_tile == 768
+    assert alone.line(Resource.SMEM).clocks.k_tile == 384 and alone.line(Resource.SMEM_ONE_PORT).clocks.k_tile == 768
 
 
 @pytest.mark.parametrize(("arch", "tile"), TILES.items())
@@ -84,9 +84,10 @@ def test_main_loops_of_the_best_tiles_are_bound_by_the_mma(arch: str, tile: str)
     assert of(arch, tile).main_loop_bound.resource is Resource.MMA
 
 
-def test_narrow_tiles_are_bound_by_shared_memory():
-    assert of("sm_90a", "64x64ppcl1x1").main_loop_bound.resource is Resource.SMEM
-    assert of("sm_100a", "128x64cl1x1").main_loop_bound.resource is Resource.SMEM
+def test_narrow_tiles_are_bound_by_what_they_load():
+    assert of("sm_90a", "64x64ppcl1x1").main_loop_bound.resource is Resource.L2_LOADS
+    assert of("sm_100a", "128x64cl1x1").main_loop_bound.resource is Resource.L2_LOADS
+    assert of("sm_100a", "128x64cl2x2").main_loop_bound.resource is Resource.SMEM
 
 
 def test_operands_that_a_cta_reads():
@@ -137,7 +138,7 @@ def test_heuristics_wait_for_shared_memory(arch: str):
     assert tile_ns(spec, 4096, slow) >= smem_ns(spec, 4096, slow) > tile_ns(spec, 4096, rates)
     assert smem_ns(spec, 8192, rates) > smem_ns(spec, 4096, rates) > 0
     peak = ARCHES[arch].chip[Figure.SMEM_BYTES_PER_CLK] * ARCHES[arch].chip[Figure.CLOCK_GHZ]
-    assert rates.smem_bytes_per_ns == pytest.approx(peak, rel=0.1)
+    assert peak <= rates.smem_bytes_per_ns <= 2 * peak  # reads and writes together
 
 
 def test_pairs_are_chosen_where_one_cta_would_wait_for_shared_memory():
