@@ -17,7 +17,7 @@ MEASURED = Roofline(
     l2_bytes=40e6,
     grouped_l2_bytes_per_ns=60.0,
     gather_bytes_per_ns=24.0,
-    smem_bytes_per_ns=293.0,  # 148 a clock at 1.98 GHz, the highest (docs/measured_facts.md)
+    smem_bytes_per_ns=253.0,  # 128 a clock at 1.98 GHz, the highest; 92 and 92 have been seen (benchmarks/smem_ports.py)
 )
 TILES_16BIT = {
     (128, 256, False): 0.99,

@@ -12,7 +12,6 @@ Clusters = tuple[tuple[int, int], ...]
 
 # Shares of the data sheet's figures that an H200 sustains, for chips that nobody has measured.
 MMA_SHARE = {32: 0.83, 16: 0.83, 8: 0.81, 4: 0.81}
-SMEM_SHARE = 1.16  # of one direction's bytes a clock: reads and writes together
 L2_SHARE = 0.63
 L2_BURST_SHARE = 0.94
 HBM_SHARE = 0.85
@@ -36,7 +35,7 @@ class Roofline:
     l2_bytes: float  # of partial tiles that stay in the L2
     grouped_l2_bytes_per_ns: float  # as l2_bytes_per_ns where neighbouring tiles often belong to different problems
     gather_bytes_per_ns: float  # of A: what the copying warps reach beside the multiplication
-    smem_bytes_per_ns: float  # shared memory, reads and writes together
+    smem_bytes_per_ns: float  # shared memory, of reads and as many of writes beside them
     burst_bytes: float = 800e3
     tile_start_ns: float = 700.0  # pipeline fill of a tile
     launch_ns: float = 2500.0
@@ -60,7 +59,7 @@ class Roofline:
             l2_bytes=L2_KEPT_SHARE * chip[Figure.L2_BYTES],
             grouped_l2_bytes_per_ns=0.8 * L2_SHARE * l2,
             gather_bytes_per_ns=0.2 * l2,
-            smem_bytes_per_ns=SMEM_SHARE * chip[Figure.SMEM_BYTES_PER_CLK] * chip[Figure.CLOCK_GHZ],
+            smem_bytes_per_ns=chip[Figure.SMEM_BYTES_PER_CLK] * chip[Figure.CLOCK_GHZ],
         )
 
 

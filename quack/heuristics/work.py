@@ -39,8 +39,8 @@ class KTileWork:
 
     @property
     def smem_bytes(self) -> int:
-        """Of shared memory, read and written."""
-        return self.operand_reads + self.operand_bytes
+        """Of shared memory, in the direction that is busier: reads and writes do not wait for each other."""
+        return max(self.operand_reads, self.operand_bytes)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class DrainWork:
 
     @property
     def smem_bytes(self) -> int:
-        """Of shared memory, read and written."""
-        return 2 * (self.staged_in + self.staged_out)
+        """Of shared memory, in either direction: what is staged is written and read once."""
+        return self.staged_in + self.staged_out
 
 
 def line_bytes(spec: GemmSpec) -> tuple[int, int]:

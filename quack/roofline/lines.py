@@ -23,8 +23,8 @@ class Resource(enum.Enum):
     SMEM_OPERAND_WRITES = ("smem: A, B written", "B")
     SMEM_STAGED = ("smem: C, D in and out", "B")
     SMEM_CONFLICTS = ("smem: bank conflicts", "clk")
-    SMEM = ("smem: reads, writes apart", "clk")
-    SMEM_ONE_PORT = ("smem: were it one port", "clk")
+    SMEM = ("smem: reads or writes", "clk")
+    SMEM_ONE_PORT = ("smem: if one port", "clk")
     L2_LOADS = ("L2 to SM", "B")
     L2_STORES = ("SM to L2", "B")
     HBM = ("HBM, least", "B")
@@ -190,7 +190,7 @@ def model(spec: GemmSpec, shape: GemmShape) -> Counted:
         Resource.MMA: Amount(k_tile.flops, 0),
         Resource.SMEM_OPERAND_READS: Amount(k_tile.operand_reads, 0),
         Resource.SMEM_OPERAND_WRITES: Amount(k_tile.operand_bytes, 0),
-        Resource.SMEM_STAGED: Amount(0, drain.smem_bytes),
+        Resource.SMEM_STAGED: Amount(0, 2 * drain.smem_bytes),
         Resource.SMEM_CONFLICTS: Amount(0, 0),
         Resource.L2_LOADS: Amount(k_tile.l2_bytes, drain.loads),
         Resource.L2_STORES: Amount(0, drain.stores),
