@@ -1,5 +1,6 @@
 """Launches with clusters of two shapes: correct whichever of them the hardware starts, and where they cancel each other."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.emulated import test_gemm
 from tests.grouped_cases import GroupedCase, GroupedOperands
 from tests.grouped_cases import run as run_grouped
 from tests.grouped_cases import verify as verify_grouped
+from tests.mutants import Subject, mutants
 from tests.ragged_cases import RaggedCase, RaggedOperands, run, verify
 from tests.reference import check, reference
 from tests.scaled_cases import ScaledCase, ScaledOperands
@@ -66,6 +68,33 @@ def test_dense(name: str):
         test_gemm.launch(case, t)
     check(case, t.out.tensor, reference(case, t, C))
     assert sizes.are_both, sizes.counts
+
+
+@pytest.mark.parametrize("name", ["one", "pair, drawn"])
+def test_every_decision_by_the_shape_of_the_cluster_is_needed(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Masks, arrivals, boxes: with that of the other clusters, for good, the launch fails or its result is wrong."""
+    case = Case(name, 600, 264, 136, config=CONFIGS[name])
+    t = operands(case, "cpu")
+    expected = reference(case, t, None)
+
+    def launch() -> None:
+        poison(t.out.buffer)
+        with mixed()[0]:
+            test_gemm.launch(case, t)
+        check(case, t.out.tensor, expected)
+
+    subject = Subject(launch)
+    subject.run(monkeypatch)
+    size = re.search(r"mov\.u32\s+(%r\d+), %cluster_nctarank;", subject.ptx)
+    assert size is not None
+    decision = rf"setp\.(ne|eq)\.b32\s+(%p\d+), {size[1]}, 4;"
+    changed = [
+        mutant
+        for answer in ("ne", "eq")
+        for mutant in mutants(subject.ptx, decision, lambda m, answer=answer: f"setp.{answer}.b32 {m[2]}, 0, 0;")
+    ]
+    assert len(changed) >= 8
+    assert [line for line, ptx in changed if subject.survives(monkeypatch, ptx)] == []
 
 
 @pytest.mark.parametrize("name", ["one, drawn", "pair, multicast"])

@@ -3,19 +3,16 @@
 The PTX of quack's own GEMM for sm_90a is changed in one line at a time, and run on a problem where stages are reused.
 """
 
-import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import quack
-from quack.emulator import launching
-from quack.emulator.errors import EmulationError
-from quack.emulator.runtime.linked import linked
 from quack.gemm_config import GemmConfig
+from tests.mutants import Subject, mutants
 
 CONFIGS = {
     "cooperative, cluster 2x1": GemmConfig(128, 256, cluster_m=2),
@@ -49,19 +46,11 @@ def _plus(found: re.Match[str], amount: int) -> str:
     return f"{{ .reg .b32 changed; add.s32 changed, {found[2]}, {amount}; {found[1]}, changed; }}"
 
 
-def mutants(ptx: str, pattern: str, replacement: Callable[[re.Match[str]], str]) -> Iterator[tuple[str, str]]:
-    """(line that is changed, text with the change)."""
-    lines = ptx.split("\n")
-    for i, line in enumerate(lines):
-        found = re.fullmatch(pattern, line.strip())
-        if found:
-            yield f"{i + 1}: {line.strip()}", "\n".join([*lines[:i], replacement(found), *lines[i + 1 :]])
-
-
-class Subject:
+class Gemm(Subject):
     """One GEMM that runs with changed PTX."""
 
     def __init__(self, name: str) -> None:
+        super().__init__(self.multiply)
         self.config = CONFIGS[name]
         m, n, k = SHAPES[name]
         generator = torch.Generator().manual_seed(0)
@@ -78,31 +67,15 @@ class Subject:
             parts = slice(0, cut), slice(cut, k)
             self.expected = torch.stack([self.a.double()[:, columns[part]] @ self.b.double()[part] for part in parts])
             self.out = torch.zeros(2, m, n).bfloat16()
-        self.ptx = ""
 
-    def run(self, patch: pytest.MonkeyPatch, schedule: str = "eager", ptx: str = "") -> None:
-        """As compiled, or with this PTX."""
-
-        def changed(compiled: object) -> object:
-            function = linked(compiled)
-            self.ptx = function.ptx
-            return dataclasses.replace(function, ptx=ptx) if ptx else function
-
-        patch.setattr(launching, "linked", changed)
+    def multiply(self, schedule: str = "eager") -> None:
         with quack.emulator.use("sm90", schedule=schedule, checks=("all", "refills"), sms=2):
             quack.gemm_tuned.fn(self.a, self.b, self.out, C=self.c, config=self.config, **self.ragged)
 
-    def survives(self, patch: pytest.MonkeyPatch, ptx: str) -> bool:
-        try:
-            self.run(patch, ptx=ptx)
-        except EmulationError:
-            return False
-        return True
-
 
 @functools.cache
-def subject(name: str) -> Subject:
-    return Subject(name)
+def subject(name: str) -> Gemm:
+    return Gemm(name)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
