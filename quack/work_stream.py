@@ -11,6 +11,7 @@ Ring protocol (S = `WORK_RING_STAGES`, n = reading warps per CTA):
 | barrier | arrivals to complete | arrives | waits |
 |---|---|---|---|
 | `full[s]` of every CTA | 1 + 32 (split tiles: 48) bytes by st.async | the drawing warp, remotely | every reading warp of that CTA |
+| the same where a CTA is a cluster of its own | 1, behind plain stores | the drawing warp | the same |
 | `empty[s]` of CTA 0 | cluster size * n | lane 0 of every reading warp, remotely | the drawing warp |
 | `begun` of CTA 0, if works are drawn from a common stock | 1 | its loading warp, with every work but the first | the drawing warp |
 
@@ -32,7 +33,7 @@ from .gemm_work import WorkDesc
 
 SLOT_WORDS = 8  # tile_m, tile_n, problem, is_valid; start, m, n, k
 SPLIT_SLOT_WORDS = 12  # and where tiles are split: split, slot, 0, 0
-STORE_WORDS = 4  # of one st.async
+STORE_WORDS = 4  # of one st.async; a slot has a multiple of it
 
 
 def slot_words(scheduler: Any) -> int:
@@ -116,6 +117,37 @@ class WorkRing:
         if cutlass.const_expr(self.is_paced):
             cute.arch.mbarrier_init(self.begun(), 1)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its one CTA is a cluster. compute-sanitizer takes stores to the cluster's shared memory there for faults."""
+        return isinstance(self.cluster_size, int) and self.cluster_size == 1
+
+    @cute.jit
+    def send(self, stage: Int32, cta: Int32, parts: list):
+        """One lane, to one CTA. parts: the words of a slot, four by four."""
+        slot = self.slots + stage * (len(parts) * STORE_WORDS)
+        if cutlass.const_expr(self.is_local):
+            words = [word for part in parts for word in part]
+            target = cute.make_tensor(slot, len(words))
+            for i, word in enumerate(words):
+                target[i] = word
+            cute.arch.mbarrier_arrive(self.full(stage))
+        else:
+            cute.arch.mbarrier_arrive_and_expect_tx(self.full(stage), len(parts) * STORE_WORDS * 4, cta)
+            for i, part in enumerate(parts):
+                target = (slot + i * STORE_WORDS).align(STORE_WORDS * 4)
+                cute.arch.store_async_dsmem(target, part, self.full(stage), cta)
+
+    @cute.jit
+    def hand_back(self, stage: Int32):
+        """All lanes of a reading warp, when they have read the slot."""
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            if cutlass.const_expr(self.is_local):
+                cute.arch.mbarrier_arrive(self.empty(stage))
+            else:
+                cute.arch.mbarrier_arrive(self.empty(stage), Int32(0))
+
 
 @dataclass(frozen=True)
 class RingStream:
@@ -160,9 +192,7 @@ class RingStream:
             slot=tile_slot,
             is_valid=Boolean(slot[3] != 0),
         )
-        cute.arch.sync_warp()
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.ring.empty(cursor.position), Int32(0))
+        self.ring.hand_back(cursor.position)
         wraps = cursor.position + 1 == self.ring.stages
         return WorkCursor(
             work,
@@ -200,17 +230,11 @@ class RingStream:
             m, n = in_work(corner, Int32(0), Int32(0))
             work = self.scheduler.work_at(self.params, position, m, n)
             if lane < self.ring.cluster_size:
-                sent = slot_words(self.scheduler)
-                cute.arch.mbarrier_arrive_and_expect_tx(self.ring.full(stage), sent * 4, lane)
-                slot = self.ring.slots + stage * sent
                 place = (work.tile_m, work.tile_n, work.problem, Int32(work.is_valid))
                 parts = [place, (work.start, work.m, work.n, work.k)]
                 if cutlass.const_expr(self.scheduler.splits_k):
                     parts.append((work.split, work.slot, Int32(0), Int32(0)))
-                for i, words in enumerate(parts):
-                    cute.arch.store_async_dsmem(
-                        (slot + i * STORE_WORDS).align(STORE_WORDS * 4), words, self.ring.full(stage), lane
-                    )
+                self.ring.send(stage, lane, parts)
             is_valid = work.is_valid
             stage += 1
             if stage == self.ring.stages:
