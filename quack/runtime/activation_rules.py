@@ -18,13 +18,14 @@ class ActivationCost:
     by_element:  how many of C, D and the other tiles are accessed element by element; outputs_by_element: of D and the tiles.
     has_wide_output: a tile as wide as D beside a vector, or by element.
     has_tiles:   other tiles than D are stored.
-    reduces:     a gradient with its row sums. is_gated_gradient: both gradients of a gated activation in a word.
+    is_gradient: of an activation. reduces: with its row sums. is_gated_gradient: both gradients of a gated activation in a word.
     """
 
     by_element: int
     outputs_by_element: int
     has_wide_output: bool
     has_tiles: bool
+    is_gradient: bool
     reduces: bool
     is_gated_gradient: bool
 
@@ -47,6 +48,7 @@ def activation_cost(spec: GemmSpec) -> Optional[ActivationCost]:
         outputs_by_element=outputs_by_element,
         has_wide_output=any(not tile.is_halved and (has_vector or not tile.is_tma) for tile in tiles),
         has_tiles=bool(tiles),
+        is_gradient=any(op.mixin.startswith(BACKWARD) for op in ops),
         reduces=any(
             p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT for op in ops for p in op.ports
         ),
