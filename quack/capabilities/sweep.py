@@ -36,7 +36,7 @@ def failure(result: dict[str, Any]) -> Optional[str]:
     return ", ".join(bad) or None
 
 
-_facts = functools.lru_cache(maxsize=64)(kernel_facts)  # neighbouring cells share the second kernel of split-K
+_facts = functools.cache(kernel_facts)  # many cells have the same second kernel of split-K
 
 
 def compile_cell(cell: Cell) -> dict[str, Any]:

@@ -20,13 +20,12 @@ class Activate(EpilogueMixin):
 
     def visit(self, ctx: EpilogueContext, state: None, frag: EpilogueFragment) -> None:
         function = ACTIVATIONS[self.activation].forward
-        # Otherwise ptxas computes those of later subtiles early, while it keeps what waits to be stored, and spills.
-        zero = unknown_zero(ctx.rows + ctx.thread)
-        values = frag.mapped(lambda x: function(behind(zero, x)))
         if self.postact is None:
-            frag.acc = values
+            frag.acc = frag.mapped(function)
         else:
-            frag.put(self.postact, values)
+            # Otherwise ptxas computes those of later subtiles early, while it must keep acc as well, and spills.
+            zero = unknown_zero(ctx.rows + ctx.thread)
+            frag.put(self.postact, frag.mapped(lambda x: function(behind(zero, x))))
         return state
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..gemm_resources import EPILOGUE_REGISTERS
 from .activation_rules import activation_cost
 from .budget import budget_of
-from .spec import GATHERING, STREAM_COMBINE, GemmSpec
+from .spec import GATHERING, GROUPED, STREAM_COMBINE, GemmSpec
 
 THREE_WARPGROUPS_REGISTERS = 128  # of a thread, whatever `setmaxnreg` is set to
 # Accumulators beside an activation, found by compiling.
@@ -13,9 +13,9 @@ MOST_WITH_OUTPUT = 136  # and a postact as wide as preact, and a vector, or addr
 MOST_BY_ELEMENT = 96  # and several of C, D and postact by element
 MOST_REDUCING_BY_ELEMENT = 32  # the same with a row reduction; already one of them
 MOST_REDUCING = 96  # with a row reduction in ping-pong; 128 x 128 spilt with swiglu
-MOST_STREAMED = (
-    96  # of cooperative tiles whose parts stream-K puts together; 128 spilt 16 bytes with a gradient of gelu in fp32
-)
+# Of cooperative tiles with a 32-bit D: the gradient of an activation where stream-K puts parts together, an activation of grouped
+# problems; 128 spilt 16 bytes with gelu, and up to 160 with sigmoid.
+MOST_WIDE = 96
 REDUCING_COOPERATIVE = ((128, 256), (256, 128))  # cooperative tiles for a row reduction
 
 
@@ -35,12 +35,14 @@ def sm90_activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
     found = budget_of(spec).accumulator_registers
     if found > limit:
         yield f"{config} needs {found} accumulator registers a thread, limit {limit} with {what}", "a smaller tile_n"
-    is_plain_gradient = cost.is_gradient and not cost.is_gated_gradient and spec.operands.d.dtype.bits == 32
-    if spec.combine == STREAM_COMBINE and is_plain_gradient and not config.pingpong and found > MOST_STREAMED:
+    is_streamed = spec.combine == STREAM_COMBINE and cost.is_gradient and not cost.is_gated_gradient
+    is_grouped = spec.adapter == GROUPED and not cost.is_gradient and not cost.has_tiles
+    is_wide = not config.pingpong and spec.operands.d.dtype.bits == 32 and found > MOST_WIDE
+    if is_wide and (is_streamed or is_grouped):
         yield (
-            f"{config} needs {found} accumulator registers a thread, limit {MOST_STREAMED} with the gradient of an activation in "
-            "fp32 where stream-K puts parts of a tile together",
-            "SplitKMode.SERIAL",
+            f"{config} needs {found} accumulator registers a thread, limit {MOST_WIDE} with an activation and fp32 results of "
+            f"{'stream-K' if is_streamed else 'grouped problems'}",
+            "a smaller tile_n",
         )
     is_cooperative = not config.pingpong and (config.tile_m, config.tile_n) in REDUCING_COOPERATIVE
     is_small = (config.pingpong and found <= MOST_REDUCING and config.tile_n <= 128) or spec.pieces_of is not None
