@@ -18,7 +18,7 @@ from .budget import budget_of
 from .cluster_rules import fallback_refusals
 from .scaling_rules import scaling_refusals
 from .sm90_rules import sm90_activation_refusals, sm90_refusals
-from .sm100_rules import sm100_activation_refusals, sm100_refusals
+from .sm100_rules import sm100_refusals
 from .sm120_rules import sm120_activation_refusals, sm120_refusals
 from .spec import (
     DENSE,
@@ -47,9 +47,8 @@ ARCH_RULES = {
 }  # what only one kernel class refuses, by package
 ACTIVATION_RULES = {
     "quack.sm90": sm90_activation_refusals,
-    "quack.sm100": sm100_activation_refusals,
     "quack.sm120": sm120_activation_refusals,
-}  # the same of tiles with an activation
+}  # the same of tiles with an activation, where accumulators lie in registers
 FEATURES = {
     VARLEN_M: Feature.VARLEN_M,
     VARLEN_K: Feature.VARLEN_K,

@@ -6,7 +6,7 @@ from typing import Optional
 from ..arch import TCGEN05
 from ..gemm_config import Dtype, Major
 from ..gemm_port import PortKind, present_ports
-from .activation_rules import BACKWARD, activation_cost
+from .activation_rules import BACKWARD
 from .spec import GATHERING, GROUPED, PARALLEL_COMBINE, RAGGED_M, GemmSpec
 
 ROUNDING = "quack.epilogue.rounding:"
@@ -53,20 +53,6 @@ def sm100_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
             f"tile_n={config.tile_n}: tiles of tile_m={config.tile_m}, shared by two CTAs, have multiples of "
             f"{TCGEN05.pair_tile_n_step} columns",
             "tile_n=128",
-        )
-
-
-def sm100_activation_refusals(spec: GemmSpec) -> Iterator[tuple[str, str]]:
-    """(reason, alternative). With registers for 16 or 32 columns at a time, every tile of the families compiles without spills but
-    this, whatever its size: 144 to 2312 bytes."""
-    cost = activation_cost(spec)
-    if cost is None or not (cost.reduces or cost.is_gated_gradient):
-        return
-    if cost.outputs_by_element > 1 or (cost.by_element > 1 and spec.adapter in RAGGED_M):
-        yield (
-            "several of C, out and postact by element leave too few registers for row sums, or for both gradients of a gated "
-            "activation",
-            "operands that are 16-byte aligned",
         )
 
 
