@@ -161,7 +161,7 @@ def store_fragments(
     stage = io.first_stage + state.d_stage
     for i in cutlass.range_constexpr(len(outputs)):
         if cutlass.const_expr(outputs[i].atom is None):
-            store_elements(anew(ctx), outputs[i], frag, fragments[i])
+            store_elements(anew(ctx, fragments[i]), outputs[i], frag, fragments[i])
         else:
             copy_to_stage(ctx, outputs[i], fragments[i], stage)
     if cutlass.const_expr(not io.has_tma_output):
@@ -268,12 +268,14 @@ def has_scattered(ctx: EpilogueContext, io: EpilogueIO) -> bool:
     return c_by_element or bool(ctx.inputs) or any(output.atom is None for output in io.outputs)
 
 
-def anew(ctx: EpilogueContext) -> EpilogueContext:
-    """The same, but nothing that depends on its coordinates or on its vectors happens before now: where registers hold one subtile,
-    ptxas has some left over, and keeps addresses and values of so many later ones in them that it spills."""
+def anew(ctx: EpilogueContext, fragment: Optional[cute.Tensor] = None) -> EpilogueContext:
+    """The same, but nothing that depends on its coordinates or on its vectors happens before now, nor before the fragment is
+    computed: where registers hold one subtile, ptxas has some left over, and keeps addresses and values of so many later stores in
+    them that it spills."""
     if not ctx.layout.is_by_subtile:
         return ctx
-    zero = unknown_zero(ctx.rows + ctx.thread)
+    last = () if fragment is None else (fragment[cute.size(fragment) - 1],)
+    zero = unknown_zero(ctx.rows + ctx.thread, *last)
     scratch = ctx.scratch
     if scratch is not None:
         scratch = cute.make_tensor(scratch.iterator + cute.assume(zero, divby=4), scratch.layout)

@@ -18,9 +18,6 @@ HEAVY_COLUMNS = 32  # of a subtile where the epilogue holds much; 64 spill 2.5 K
 SCATTERED_COLUMNS = (
     16  # where matrices are accessed by element (32 spill 2.2 KB with two fp32 ones) or rounded at random
 )
-CRAMMED_COLUMNS = (
-    8  # with several of them and the row sums of a gradient (16 spill up to 1.4 KB), or both of a gated activation
-)
 BACKWARD = "quack.epilogue.activation_backward:"
 GATE_BACKWARD = BACKWARD + "GateBackward"
 WEIGHED = {PortKind.COL_VECTOR, PortKind.ROW_PARTIALS}
@@ -41,19 +38,6 @@ class Sm100Resources(GemmResources):
         return 32 * WARPS
 
 
-def reduces_gradient(epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
-    """Whether the gradient of an activation has row sums."""
-    ports = (p for op in epilogue if op.mixin.startswith(BACKWARD) for p in op.ports)
-    return any(p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT for p in ports)
-
-
-def is_crammed(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
-    """Whether several of C, D and the other tiles of a gradient that fills the registers are accessed element by element."""
-    fills = reduces_gradient(epilogue) or any(op.mixin == GATE_BACKWARD for op in epilogue)
-    tiles = (operands.c, *output_layouts(operands, epilogue))
-    return fills and sum(tile is not None and not tile.is_tma for tile in tiles) > 1
-
-
 def is_scattered(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -> bool:
     """Whether a matrix is read or written element by element, whose addresses ptxas keeps, or a mixin keeps as much: random
     words, exponentials, both gradients of a gated activation beside their scales or sums (32 columns spill 160 bytes and more)."""
@@ -62,7 +46,13 @@ def is_scattered(operands: OperandSpecs, epilogue: tuple[EpilogueOpSpec, ...]) -
     gated = (op.ports for op in epilogue if op.mixin == GATE_BACKWARD)
     if any(p.kind in WEIGHED and p.source is not PortSource.ABSENT for ports in gated for p in ports):
         return True
-    if reduces_gradient(epilogue) and operands.d.dtype is Dtype.FP32:  # 384 bytes with grouped problems
+    reduces_gradient = any(
+        p.kind is PortKind.ROW_PARTIALS and p.source is not PortSource.ABSENT
+        for op in epilogue
+        if op.mixin.startswith(BACKWARD)
+        for p in op.ports
+    )
+    if reduces_gradient and operands.d.dtype is Dtype.FP32:  # 384 bytes with grouped problems
         return True
     by_tma = all(spec is None or spec.is_tma for spec in (operands.c, *output_layouts(operands, epilogue)))
     return not by_tma or any(port.kind is PortKind.TILE_INPUT for port in present_ports(epilogue))
@@ -83,7 +73,7 @@ def resources(
     widest = max((s.dtype for s in (*outputs, operands.c) if s is not None), key=lambda t: t.bits)
     epi_n = epilogue_columns(config.tile_n, widest)
     if is_scattered(operands, epilogue) and not any(output.is_halved for output in outputs):
-        epi_n = min(epi_n, CRAMMED_COLUMNS if is_crammed(operands, epilogue) else SCATTERED_COLUMNS)
+        epi_n = min(epi_n, SCATTERED_COLUMNS)
     elif is_scattered(operands, epilogue) or is_heavy(operands, epilogue):
         epi_n = min(epi_n, HEAVY_COLUMNS)
     subtile = CTA_M * epi_n

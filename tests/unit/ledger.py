@@ -7,6 +7,7 @@ import argparse
 import functools
 import json
 import multiprocessing
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -402,10 +403,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", required=True)
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--only", default="", metavar="REGEX", help="keep what is written of names that do not match")
     options = parser.parse_args()
     names = sorted(shipped())
+    kept = json.loads(PATH.read_text())["kernels"] if options.only else {}
+    changed = [name for name in names if name not in kept or re.search(options.only, name)]
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = dict(zip(names, pool.map(facts_of, names)))
+        rows = {name: kept.get(name) for name in names} | dict(zip(changed, pool.map(facts_of, changed)))
     lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
     kernels = ",\n".join(lines)
     PATH.write_text(f'{{\n  "toolchain": {json.dumps(toolchain())},\n  "kernels": {{\n{kernels}\n  }}\n}}\n')
