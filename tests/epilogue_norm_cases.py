@@ -300,7 +300,7 @@ def norm_cases() -> Iterator[NormCase]:
     yield replace(rms, columns="fp32", odd=True, n=131, c="fp32", config=SMALL)
     yield replace(rms, columns="fp32", batch=2, m=130, c="bf16")
     yield replace(rms, m=20, columns="fp32", c="bf16", config=SWAPPED)
-    yield replace(rms, m=sum(SIZES), sizes=SIZES, columns="fp32", config=WIDE)
+    yield replace(rms, m=sum(SIZES), sizes=SIZES, columns="fp32", config=replace(WIDE, tile_n=160))
     yield replace(rms, m=sum(SIZES), sizes=SIZES, gathered=True, columns="fp32", config=FLAT)
     act = NormCase("norm_act", 300, 272, 72, rows="fp32")
     yield act
