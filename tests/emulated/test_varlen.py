@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import quack
+from quack.gemm_config import GemmConfig
 from quack.runtime import call
+from tests.mutants import Subject
 from tests.ragged_cases import RaggedCase, RaggedOperands, cases, run, verify
 
 
@@ -28,6 +30,18 @@ def test_changed_offsets_need_no_new_plan():
         run(other)
         assert len(call._calls) == plans
     verify(other)
+
+
+@pytest.mark.parametrize("cluster_m", [1, 2])
+def test_a_cta_of_its_own_hands_works_over_by_plain_stores(cluster_m: int, monkeypatch: pytest.MonkeyPatch):
+    """compute-sanitizer takes others for faults where there are no clusters."""
+    config = GemmConfig(64, 64, pingpong=True, cluster_m=cluster_m, is_dynamic_persistent=True)
+    t = RaggedOperands(RaggedCase("m", (100, 37, 0, 5), n=136, k=72, config=config), "cpu")
+    subject = Subject(lambda: run(t))
+    with quack.emulator.use("sm90", checks=("all",), sms=2):
+        subject.run(monkeypatch)
+    verify(t)
+    assert ("st.async" in subject.ptx) == (cluster_m > 1)
 
 
 @pytest.mark.parametrize("gathers", [False, True])
