@@ -1,4 +1,4 @@
-"""A few cases of every family of GPU tests, for the sanitizer: adapters, schedules, commit policies, epilogues.
+"""A few cases of every list in `tests.sm120_cases.FAMILIES`, for the sanitizer: adapters, schedules, commit policies, epilogues.
 
 compute-sanitizer --tool memcheck python3 tests/gpu/sanitize.py [--every N] [FAMILY ...]
 compute-sanitizer --tool racecheck python3 tests/gpu/sanitize.py [--every N] [FAMILY ...]
