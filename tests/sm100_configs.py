@@ -1,10 +1,10 @@
 """The tile configurations of the shared case lists, made Blackwell's: the same lists run on both."""
 
-import dataclasses
 from dataclasses import replace
 from typing import Any, Optional
 
 from quack.gemm_config import GemmConfig
+from tests.families import configured
 
 PAIR_STEP = 32  # columns of a pair's tile are a multiple of it
 DEFAULT_PAIR = GemmConfig(256, 128, cluster_m=2, device_capacity=10)
@@ -25,6 +25,4 @@ def for_sm100(config: Optional[GemmConfig], pairs: bool, columns: Optional[int] 
 
 def on_sm100(case: Any, pairs: bool, columns: Optional[int] = None) -> Any:
     """A case of any list, with its configuration replaced."""
-    if dataclasses.is_dataclass(getattr(case, "case", None)):
-        return replace(case, case=on_sm100(case.case, pairs, columns))
-    return replace(case, config=for_sm100(case.config, pairs, columns))
+    return configured(case, lambda inner: for_sm100(inner.config, pairs, columns))

@@ -12,11 +12,12 @@ from quack.runtime.device import kernels_of
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import Case, operands, poison
 from tests.emulated.test_gemm import launch
+from tests.families import FAMILIES, is_pinned, run_dense, run_split, spread
 from tests.grouped_cases import GroupedCase
 from tests.order_cases import OrderCase
 from tests.ragged_cases import RaggedCase
-from tests.schedules import EVERY_SCHEDULE
-from tests.sm120_cases import FAMILIES, is_pinned, run_dense, run_split
+from tests.schedules import EVERY_SCHEDULE, RANDOM_SEEDS
+from tests.sm120_cases import here
 from tests.split_cases import SplitCase
 from tests.symmetric_cases import symmetric
 
@@ -25,23 +26,31 @@ TURNS = GemmConfig(128, 128, 32, pingpong=True, cluster_m=1)
 SHARED = GemmConfig(256, 128, 32, cluster_m=1)
 
 
-@pytest.mark.one_in(40)
-@pytest.mark.filterwarnings("ignore:.*Everything.* spills")
-@pytest.mark.parametrize(
-    "family, case",
-    [(name, case) for name, family in FAMILIES.items() for case in family.here()],
-    ids=str,
-)
-def test_family(family: str, case: Any):
+def run(family: str, case: Any, schedule: str) -> None:
     """What is refused is a pinned configuration; the heuristics always find one."""
     torch.manual_seed(0)
-    with quack.emulator.use("sm120", schedule="latest", checks=("all",), sms=SMS):
+    with quack.emulator.use("sm120", schedule=schedule, checks=("all",), sms=SMS):
         try:
             FAMILIES[family].run(case, "cpu")
         except UnsupportedGemm as refusal:
             if not is_pinned(case):
                 raise
             pytest.skip(str(refusal))
+
+
+@pytest.mark.one_in(40)
+@pytest.mark.filterwarnings("ignore:.*Everything.* spills")
+@pytest.mark.parametrize("family, case", [(name, case) for name in FAMILIES for case in here(FAMILIES[name])], ids=str)
+def test_family(family: str, case: Any):
+    run(family, case, "latest")
+
+
+@pytest.mark.one_in(11)
+@pytest.mark.filterwarnings("ignore:.*Everything.* spills")
+@pytest.mark.parametrize("family, seed", [(name, seed) for name in FAMILIES for seed in RANDOM_SEEDS])
+def test_family_under_random_schedules(family: str, seed: int):
+    """Ten cases of each, every one with a schedule of its own."""
+    run(family, spread(here(FAMILIES[family]), len(RANDOM_SEEDS))[seed], f"random:{seed}")
 
 
 def majors(a: str, b: str, dtype: str, out: str, config: GemmConfig) -> Case:

@@ -1,4 +1,4 @@
-"""A few cases of every list in `tests.sm120_cases.FAMILIES`, for the sanitizer: adapters, schedules, commit policies, epilogues.
+"""A few cases of every list in `tests.families.FAMILIES`, for the sanitizer: adapters, schedules, commit policies, epilogues.
 
 compute-sanitizer --tool memcheck python3 tests/gpu/sanitize.py [--every N] [FAMILY ...]
 compute-sanitizer --tool racecheck python3 tests/gpu/sanitize.py [--every N] [FAMILY ...]
@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from quack.gemm_config import GemmConfig  # noqa: E402
 from quack.runtime.spec import UnsupportedGemm  # noqa: E402
 from tests.cases import Case  # noqa: E402
-from tests.sm120_cases import FAMILIES, is_pinned, run_dense  # noqa: E402
+from tests.families import FAMILIES, is_pinned, run_dense  # noqa: E402
 
 SYNCHRONISATION = (
     # Multicast, the C ring, bias in shared memory, TMA stores.

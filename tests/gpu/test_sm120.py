@@ -8,7 +8,8 @@ import torch
 from quack.runtime.device import kernels_of
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import gemm_cases
-from tests.sm120_cases import FAMILIES, case_here, is_pinned, run_dense
+from tests.families import FAMILIES, is_pinned, run_dense
+from tests.sm120_cases import case_here, here
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,7 @@ def run(function: Any, case: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Everything.* spills")
-@pytest.mark.parametrize(
-    "family, case",
-    [(name, case) for name, family in FAMILIES.items() for case in family.here()],
-    ids=str,
-)
+@pytest.mark.parametrize("family, case", [(name, case) for name in FAMILIES for case in here(FAMILIES[name])], ids=str)
 def test_family(family: str, case: Any):
     run(FAMILIES[family].run, case)
 

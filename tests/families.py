@@ -1,0 +1,161 @@
+"""The lists of cases that every arch kernel is tested with, and how one is run: of each adapter, commit policy and mixin.
+
+tests/emulated/test_sm100.py and test_sm120.py run them in the emulator with tiles that those have, tests/gpu/test_sm120.py with
+GemmSm120 on a Hopper GPU, tests/gpu/sanitize.py under the sanitizer. A new list gets an entry here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import torch
+
+from quack import SplitKMode
+from quack.gemm_config import GemmConfig
+from tests import (
+    cases,
+    concat_cases,
+    epilogue_act_cases,
+    epilogue_norm_cases,
+    grouped_cases,
+    grouped_epilogue_cases,
+    order_cases,
+    ragged_cases,
+    split_cases,
+    symmetric_cases,
+    user_epilogue_cases,
+)
+from tests.emulated import test_gemm
+from tests.reference import check, reference
+
+TF32_BITS_CUT = 13  # of fp32 inputs
+
+
+@dataclass(frozen=True)
+class Family:
+    """cases: of Hopper; run: (case, device), launches and compares."""
+
+    cases: Callable[[], Any]
+    run: Callable[[Any, str], None]
+
+
+def is_pinned(case: Any) -> bool:
+    """Whether a configuration is given, which may be refused; the heuristics always find one."""
+    return is_pinned(case.case) if hasattr(case, "case") else case.config is not None
+
+
+def configured(case: Any, config_of: Callable[[Any], Optional[GemmConfig]]) -> Any:
+    """The same case with another configuration, which `config_of` makes of it; cases of cases have it inside."""
+    if hasattr(case, "case"):
+        return replace(case, case=configured(case.case, config_of))
+    config = config_of(case)
+    return case._replace(config=config) if isinstance(case, tuple) else replace(case, config=config)
+
+
+def spread(found: Sequence[Any], count: int) -> list[Any]:
+    """`count` of them, from the first to the last, some more than once if there are fewer."""
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def run_dense(case: cases.Case, device: str) -> None:
+    t = cases.operands(case, device)
+    for tensor in (t.A, t.B):
+        if tensor.dtype is torch.float32:
+            tensor.view(torch.int32).bitwise_and_(-1 << TF32_BITS_CUT)
+    C = None if t.C is None else t.C.clone()
+    cases.poison(t.out.buffer)
+    if case.in_place and C is not None:
+        t.out.tensor.copy_(C)
+    test_gemm.launch(case, t)
+    check(case, t.out.tensor, reference(case, t, C))
+    written = t.out.buffer.view(torch.uint8).view(t.out.buffer.numel(), -1) != 0xFF
+    assert not (written.any(1) & t.out.outside()).any(), "elements outside the output were written"
+
+
+def run_ragged(case: ragged_cases.RaggedCase, device: str) -> None:
+    t = ragged_cases.RaggedOperands(case, device)
+    ragged_cases.run(t)
+    ragged_cases.verify(t)
+
+
+def run_grouped(case: grouped_cases.GroupedCase, device: str) -> None:
+    t = grouped_cases.GroupedOperands(case, device)
+    grouped_cases.run(t)
+    grouped_cases.verify(t)
+
+
+def run_split(case: split_cases.SplitCase, device: str, modes: Optional[tuple[SplitKMode, ...]] = None) -> None:
+    for mode in modes or split_cases.MODES:
+        run = split_cases.Run(case, mode, device)
+        for _ in range(2):  # the second finds what the first has put back to zero
+            run.launch()
+            run.verify()
+
+
+def run_stream(case: split_cases.SplitCase, device: str) -> None:
+    run_split(case, device, (SplitKMode.STREAM,))
+
+
+def run_norm(case: epilogue_norm_cases.NormCase, device: str) -> None:
+    t = epilogue_norm_cases.NormOperands(case, device)
+    epilogue_norm_cases.run(t)
+    epilogue_norm_cases.verify(t)
+
+
+def run_forward(case: epilogue_act_cases.ActCase, device: str) -> None:
+    t = epilogue_act_cases.Forward(case, device)
+    t.run()
+    t.verify()
+
+
+def run_backward(case: epilogue_act_cases.ActCase, device: str) -> None:
+    t = epilogue_act_cases.Backward(case, device)
+    t.run()
+    t.verify()
+
+
+def run_concat(case: concat_cases.ConcatCase, device: str) -> None:
+    t, C = concat_cases.prepare(case, device)
+    concat_cases.launch(case, t)
+    concat_cases.verify(case, t, C)
+
+
+def run_ragged_concat(case: concat_cases.RaggedConcatCase, device: str) -> None:
+    concat_cases.run_and_verify_ragged(case, ragged_cases.RaggedOperands(case.case, device))
+
+
+def run_grouped_forward(case: grouped_epilogue_cases.ActGroup, device: str) -> None:
+    group = grouped_epilogue_cases.ForwardGroup(case, device)
+    group.run()
+    group.check()
+
+
+def run_grouped_backward(case: grouped_epilogue_cases.ActGroup, device: str) -> None:
+    group = grouped_epilogue_cases.BackwardGroup(case, device)
+    group.run()
+    group.check()
+
+
+def run_grouped_user(case: grouped_epilogue_cases.EveryGroup, device: str) -> None:
+    group = grouped_epilogue_cases.EveryOperands(case, device)
+    group.verify(group.run())
+
+
+FAMILIES = {
+    "dense": Family(test_gemm.cases, run_dense),
+    "ragged": Family(ragged_cases.cases, run_ragged),
+    "grouped": Family(grouped_cases.cases, run_grouped),
+    "order": Family(order_cases.cases, order_cases.run_and_verify),
+    "concat": Family(concat_cases.cases, run_concat),
+    "ragged concat": Family(concat_cases.ragged_cases, run_ragged_concat),
+    "symmetric": Family(symmetric_cases.cases, symmetric_cases.run_and_verify),
+    "split": Family(split_cases.cases, run_split),
+    "stream": Family(split_cases.stream_cases, run_stream),
+    "forward": Family(epilogue_act_cases.forward_cases, run_forward),
+    "backward": Family(epilogue_act_cases.backward_cases, run_backward),
+    "norm": Family(epilogue_norm_cases.cases, run_norm),
+    "user": Family(lambda: user_epilogue_cases.EVERYTHING, user_epilogue_cases.run_everything),
+    "grouped forward": Family(grouped_epilogue_cases.forward_groups, run_grouped_forward),
+    "grouped backward": Family(grouped_epilogue_cases.backward_groups, run_grouped_backward),
+    "grouped user": Family(lambda: grouped_epilogue_cases.EVERY, run_grouped_user),
+}
