@@ -1,6 +1,8 @@
 """Block-scaled operands in the emulator: formats, tiles, calls and schedules."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from quack.activation import GatedActivation
 from quack.activation_ref import reference
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
+from tests.families import spread
 from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands, calls, mixed, splits, tiles
 from tests.scaled_ragged_cases import ScaledRaggedCase, ScaledRaggedOperands, gathers, rows, sums
+from tests.schedules import RANDOM_SEEDS
 
 SMS = 4  # few, so that persistent kernels take several tiles per CTA
 
@@ -20,9 +24,9 @@ def emulated(schedule: str = "latest", checks: tuple[str, ...] = ("all",), arch:
     return quack.emulator.use(arch, schedule=schedule, checks=checks, sms=SMS)
 
 
-def run_and_verify(case: ScaledCase) -> None:
+def run_and_verify(case: ScaledCase, schedule: str = "latest") -> None:
     t = ScaledOperands(case, "cpu")
-    with emulated():
+    with emulated(schedule):
         t.run()
     t.verify()
 
@@ -75,6 +79,16 @@ def test_ragged_sums(case: ScaledRaggedCase):
 @pytest.mark.parametrize("case", list(gathers()), ids=str)
 def test_picked_rows(case: ScaledRaggedCase):
     run_ragged(case)
+
+
+@pytest.mark.one_in(23)
+@pytest.mark.parametrize("seed", RANDOM_SEEDS)
+@pytest.mark.parametrize("cases", [tiles, calls, mixed, splits, rows, sums, gathers], ids=lambda cases: cases.__name__)
+def test_random_schedules(cases: Callable[[], Iterable[Any]], seed: int):
+    """Ten cases of each list, every one with a schedule of its own."""
+    case = spread(list(cases()), len(RANDOM_SEEDS))[seed]
+    run = run_and_verify if isinstance(case, ScaledCase) else run_ragged
+    run(case, f"random:{seed}")
 
 
 @pytest.mark.one_in(3)

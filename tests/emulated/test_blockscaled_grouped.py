@@ -11,7 +11,9 @@ from quack import SplitKMode
 from quack.gemm_config import GemmConfig
 from quack.runtime.spec import UnsupportedGemm
 from tests.cases import poison
+from tests.families import spread
 from tests.scaled_cases import FORMATS, ONE, PAIR, ScaledCase, ScaledOperands
+from tests.schedules import RANDOM_SEEDS
 
 SIZES = ((130, 72, 256), (1, 200, 640), (264, 136, 384), (5, 8, 128))
 NAN_SCALE = {torch.float8_e8m0fnu: 0xFF, torch.float8_e4m3fn: 0x7F}
@@ -70,6 +72,16 @@ def cases() -> list[tuple[str, Optional[GemmConfig], dict[str, Any]]]:
 def test_problems_of_different_sizes(name: str, config: Optional[GemmConfig], options: dict[str, Any]):
     problems = Problems(name)
     problems.run(config=config, **options)
+    problems.verify()
+
+
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize("seed", RANDOM_SEEDS)
+def test_random_schedules(seed: int):
+    """Every one of another case."""
+    name, config, options = spread(cases(), len(RANDOM_SEEDS))[seed]
+    problems = Problems(name)
+    problems.run(f"random:{seed}", config=config, **options)
     problems.verify()
 
 
