@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from quack.runtime.device import kernels_of
-from quack.runtime.spec import UnsupportedGemm
 from tests.cases import gemm_cases
-from tests.families import FAMILIES, is_pinned, run_dense
+from tests.families import FAMILIES
 from tests.sm120_cases import case_here, here
 
 
@@ -19,22 +18,12 @@ def warp_mma():
         yield
 
 
-def run(function: Any, case: Any) -> None:
-    """What is refused is a pinned configuration; the heuristics always find one."""
-    try:
-        function(case, "cuda")
-    except UnsupportedGemm as refusal:
-        if not is_pinned(case):
-            raise
-        pytest.skip(str(refusal))
-
-
 @pytest.mark.filterwarnings("ignore:.*Everything.* spills")
 @pytest.mark.parametrize("family, case", [(name, case) for name in FAMILIES for case in here(FAMILIES[name])], ids=str)
 def test_family(family: str, case: Any):
-    run(FAMILIES[family].run, case)
+    FAMILIES[family].run_legal(case, "cuda")
 
 
 @pytest.mark.parametrize("case", list({str(c): c for c in map(case_here, gemm_cases())}.values()), ids=str)
 def test_dense(case: Any):
-    run(run_dense, case)
+    FAMILIES["dense"].run_legal(case, "cuda")
