@@ -27,6 +27,11 @@ from tests import (
     user_epilogue_cases,
 )
 from tests.emulated import test_gemm
+from tests.epilogue_act_cases import Backward, Forward
+from tests.epilogue_norm_cases import NormOperands
+from tests.grouped_cases import GroupedOperands
+from tests.grouped_epilogue_cases import BackwardGroup, ForwardGroup
+from tests.ragged_cases import RaggedOperands
 from tests.reference import check, reference
 
 TF32_BITS_CUT = 13  # of fp32 inputs
@@ -66,6 +71,19 @@ def spread(found: Sequence[Any], count: int) -> list[Any]:
     return [found[i * len(found) // count] for i in range(count)]
 
 
+def runner(
+    operands: Callable[[Any, str], Any], launch: Callable[[Any], Any], verify: Callable[[Any], Any]
+) -> Callable[[Any, str], None]:
+    """Of lists whose cases have a class of tensors."""
+
+    def run(case: Any, device: str) -> None:
+        t = operands(case, device)
+        launch(t)
+        verify(t)
+
+    return run
+
+
 def run_dense(case: cases.Case, device: str) -> None:
     t = cases.operands(case, device)
     for tensor in (t.A, t.B):
@@ -81,18 +99,6 @@ def run_dense(case: cases.Case, device: str) -> None:
     assert not (written.any(1) & t.out.outside()).any(), "elements outside the output were written"
 
 
-def run_ragged(case: ragged_cases.RaggedCase, device: str) -> None:
-    t = ragged_cases.RaggedOperands(case, device)
-    ragged_cases.run(t)
-    ragged_cases.verify(t)
-
-
-def run_grouped(case: grouped_cases.GroupedCase, device: str) -> None:
-    t = grouped_cases.GroupedOperands(case, device)
-    grouped_cases.run(t)
-    grouped_cases.verify(t)
-
-
 def run_split(case: split_cases.SplitCase, device: str, modes: Optional[tuple[SplitKMode, ...]] = None) -> None:
     for mode in modes or split_cases.MODES:
         run = split_cases.Run(case, mode, device)
@@ -105,24 +111,6 @@ def run_stream(case: split_cases.SplitCase, device: str) -> None:
     run_split(case, device, (SplitKMode.STREAM,))
 
 
-def run_norm(case: epilogue_norm_cases.NormCase, device: str) -> None:
-    t = epilogue_norm_cases.NormOperands(case, device)
-    epilogue_norm_cases.run(t)
-    epilogue_norm_cases.verify(t)
-
-
-def run_forward(case: epilogue_act_cases.ActCase, device: str) -> None:
-    t = epilogue_act_cases.Forward(case, device)
-    t.run()
-    t.verify()
-
-
-def run_backward(case: epilogue_act_cases.ActCase, device: str) -> None:
-    t = epilogue_act_cases.Backward(case, device)
-    t.run()
-    t.verify()
-
-
 def run_concat(case: concat_cases.ConcatCase, device: str) -> None:
     t, C = concat_cases.prepare(case, device)
     concat_cases.launch(case, t)
@@ -130,19 +118,7 @@ def run_concat(case: concat_cases.ConcatCase, device: str) -> None:
 
 
 def run_ragged_concat(case: concat_cases.RaggedConcatCase, device: str) -> None:
-    concat_cases.run_and_verify_ragged(case, ragged_cases.RaggedOperands(case.case, device))
-
-
-def run_grouped_forward(case: grouped_epilogue_cases.ActGroup, device: str) -> None:
-    group = grouped_epilogue_cases.ForwardGroup(case, device)
-    group.run()
-    group.check()
-
-
-def run_grouped_backward(case: grouped_epilogue_cases.ActGroup, device: str) -> None:
-    group = grouped_epilogue_cases.BackwardGroup(case, device)
-    group.run()
-    group.check()
+    concat_cases.run_and_verify_ragged(case, RaggedOperands(case.case, device))
 
 
 def run_grouped_user(case: grouped_epilogue_cases.EveryGroup, device: str) -> None:
@@ -152,19 +128,25 @@ def run_grouped_user(case: grouped_epilogue_cases.EveryGroup, device: str) -> No
 
 FAMILIES = {
     "dense": Family(test_gemm.cases, run_dense),
-    "ragged": Family(ragged_cases.cases, run_ragged),
-    "grouped": Family(grouped_cases.cases, run_grouped),
+    "ragged": Family(ragged_cases.cases, runner(RaggedOperands, ragged_cases.run, ragged_cases.verify)),
+    "grouped": Family(grouped_cases.cases, runner(GroupedOperands, grouped_cases.run, grouped_cases.verify)),
     "order": Family(order_cases.cases, order_cases.run_and_verify),
     "concat": Family(concat_cases.cases, run_concat),
     "ragged concat": Family(concat_cases.ragged_cases, run_ragged_concat),
     "symmetric": Family(symmetric_cases.cases, symmetric_cases.run_and_verify),
     "split": Family(split_cases.cases, run_split),
     "stream": Family(split_cases.stream_cases, run_stream),
-    "forward": Family(epilogue_act_cases.forward_cases, run_forward),
-    "backward": Family(epilogue_act_cases.backward_cases, run_backward),
-    "norm": Family(epilogue_norm_cases.cases, run_norm),
+    "forward": Family(epilogue_act_cases.forward_cases, runner(Forward, Forward.run, Forward.verify)),
+    "backward": Family(epilogue_act_cases.backward_cases, runner(Backward, Backward.run, Backward.verify)),
+    "norm": Family(
+        epilogue_norm_cases.cases, runner(NormOperands, epilogue_norm_cases.run, epilogue_norm_cases.verify)
+    ),
     "user": Family(lambda: user_epilogue_cases.EVERYTHING, user_epilogue_cases.run_everything),
-    "grouped forward": Family(grouped_epilogue_cases.forward_groups, run_grouped_forward),
-    "grouped backward": Family(grouped_epilogue_cases.backward_groups, run_grouped_backward),
+    "grouped forward": Family(
+        grouped_epilogue_cases.forward_groups, runner(ForwardGroup, ForwardGroup.run, ForwardGroup.check)
+    ),
+    "grouped backward": Family(
+        grouped_epilogue_cases.backward_groups, runner(BackwardGroup, BackwardGroup.run, BackwardGroup.check)
+    ),
     "grouped user": Family(lambda: grouped_epilogue_cases.EVERY, run_grouped_user),
 }
