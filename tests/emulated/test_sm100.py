@@ -35,6 +35,13 @@ CONFIGS = {
     "pair, deep": replace(PAIR, tile_k=128),
 }
 
+# Gradients of activations with row sums: by `str(case)`, what is said of tiles too wide for them.
+REFUSED = {
+    f"3problems-{activation}-136x144x72-bf16.bf16.bf16-kknn-store-scale-reduce-{tile}_static_sw8m": "too few registers"
+    for activation in ("gelu_tanh_approx", "swiglu")
+    for tile in ("128x256_coop_cl1x1", "256x256_coop_cl2x1")
+}
+
 
 def emulated(schedule: str = "latest", checks: tuple[str, ...] = ("all",)):
     return quack.emulator.use("sm100", schedule=schedule, checks=checks, sms=SMS)
@@ -86,7 +93,7 @@ HERE = {name: both(family) for name, family in FAMILIES.items()} | {
 def run(family: str, case: Any, schedule: str) -> None:
     torch.manual_seed(0)
     with emulated(schedule):
-        HERE[family].run_legal(case, "cpu")
+        HERE[family].run_or_refuse(case, "cpu", REFUSED)
 
 
 @pytest.mark.one_in(25)
@@ -102,6 +109,10 @@ def test_family(family: str, case: Any):
 def test_family_under_random_schedules(family: str, seed: int):
     """Ten cases of each, every one with a schedule of its own."""
     run(family, spread(HERE[family].cases(), len(RANDOM_SEEDS))[seed], f"random:{seed}")
+
+
+def test_every_refused_case_is_a_case():
+    assert REFUSED.keys() <= {str(case) for family in HERE.values() for case in family.cases()}
 
 
 @pytest.mark.parametrize("config", [ONE, DEFAULT_PAIR], ids=str)

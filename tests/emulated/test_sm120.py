@@ -9,14 +9,14 @@ import quack
 from quack import SplitKMode, emulator
 from quack.gemm_config import GemmConfig
 from quack.runtime.device import kernels_of
-from tests.cases import Case, operands, poison
+from tests.cases import Case, gemm_cases, operands, poison
 from tests.emulated.test_gemm import launch
 from tests.families import FAMILIES, run_dense, run_split, spread
 from tests.grouped_cases import GroupedCase
 from tests.order_cases import OrderCase
 from tests.ragged_cases import RaggedCase
 from tests.schedules import EVERY_SCHEDULE, RANDOM_SEEDS
-from tests.sm120_cases import here
+from tests.sm120_cases import REFUSED, case_here, here
 from tests.split_cases import SplitCase
 from tests.symmetric_cases import symmetric
 
@@ -28,7 +28,7 @@ SHARED = GemmConfig(256, 128, 32, cluster_m=1)
 def run(family: str, case: Any, schedule: str) -> None:
     torch.manual_seed(0)
     with quack.emulator.use("sm120", schedule=schedule, checks=("all",), sms=SMS):
-        FAMILIES[family].run_legal(case, "cpu")
+        FAMILIES[family].run_or_refuse(case, "cpu", REFUSED)
 
 
 @pytest.mark.one_in(40)
@@ -44,6 +44,11 @@ def test_family(family: str, case: Any):
 def test_family_under_random_schedules(family: str, seed: int):
     """Ten cases of each, every one with a schedule of its own."""
     run(family, spread(here(FAMILIES[family]), len(RANDOM_SEEDS))[seed], f"random:{seed}")
+
+
+def test_every_refused_case_is_a_case():
+    cases = [case for family in FAMILIES.values() for case in here(family)] + [case_here(case) for case in gemm_cases()]
+    assert REFUSED.keys() <= set(map(str, cases))
 
 
 def majors(a: str, b: str, dtype: str, out: str, config: GemmConfig) -> Case:
